@@ -1,0 +1,157 @@
+//! A message as a driver sees it: bytes and properties.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+/// Names one hand-over of one message to a driver; fresh per send, unique in its process.
+///
+/// A message that is sent again gets a new one, so that the loss of the first is never taken for
+/// the loss of the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SendId(pub u64);
+
+impl SendId {
+    /// The next id of this process.
+    pub fn fresh() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// The opaque key by which an inbox matches a reply to its call: 128 bits, written as 32 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Correlation(pub u128);
+
+impl fmt::Display for Correlation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for Correlation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Correlation({self})")
+    }
+}
+
+impl FromStr for Correlation {
+    type Err = NotACorrelation;
+
+    fn from_str(text: &str) -> Result<Self, NotACorrelation> {
+        // `from_str_radix` would take a sign, and short forms that we never write.
+        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(NotACorrelation);
+        }
+        u128::from_str_radix(text, 16)
+            .map(Self)
+            .map_err(|_| NotACorrelation)
+    }
+}
+
+/// The text is not 32 hex digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotACorrelation;
+
+impl fmt::Display for NotACorrelation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a correlation is 32 hex digits")
+    }
+}
+
+impl std::error::Error for NotACorrelation {}
+
+/// Text headers of a message. Empty ones cost no allocation.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Headers(Option<Box<BTreeMap<String, String>>>);
+
+impl Headers {
+    /// No headers.
+    pub const fn new() -> Self {
+        Self(None)
+    }
+
+    /// Sets one header and returns what it was.
+    pub fn insert(&mut self, name: impl Into<String>, value: impl Into<String>) -> Option<String> {
+        self.0
+            .get_or_insert_default()
+            .insert(name.into(), value.into())
+    }
+
+    /// The value of a header.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.as_ref()?.get(name).map(String::as_str)
+    }
+
+    /// All headers in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0
+            .iter()
+            .flat_map(|map| map.iter().map(|(k, v)| (k.as_str(), v.as_str())))
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.as_ref().is_none_or(|map| map.is_empty())
+    }
+}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+/// What a driver moves from one address to another.
+#[derive(Clone)]
+pub struct Message {
+    /// Names this hand-over. On a received message it is the receiver's own and means nothing.
+    pub send: SendId,
+    /// Lets an inbox match a reply without parsing it, where the transport can carry it. Requests carry none.
+    pub correlation: Option<Correlation>,
+    /// The body, never interpreted by a driver.
+    pub body: Bytes,
+    /// The media type; `None` on a received message that had none.
+    pub content_type: Option<Cow<'static, str>>,
+    /// The encoding of the text, `utf-8` where it is known.
+    pub content_encoding: Option<Cow<'static, str>>,
+    /// Text headers of the application; names beginning with `x-` belong to transports and are not sent.
+    pub headers: Headers,
+}
+
+impl Message {
+    /// A JSON message with a fresh [`SendId`].
+    pub fn json(body: impl Into<Bytes>) -> Self {
+        Self {
+            send: SendId::fresh(),
+            correlation: None,
+            body: body.into(),
+            content_type: Some(Cow::Borrowed("application/json")),
+            content_encoding: Some(Cow::Borrowed("utf-8")),
+            headers: Headers::new(),
+        }
+    }
+
+    /// The same message under a fresh [`SendId`], to be sent again.
+    #[must_use]
+    pub fn again(mut self) -> Self {
+        self.send = SendId::fresh();
+        self
+    }
+}
+
+impl fmt::Debug for Message {
+    // The body may hold secrets of the application, so only its length is shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("send", &self.send.0)
+            .field("correlation", &self.correlation)
+            .field("body_bytes", &self.body.len())
+            .field("content_type", &self.content_type)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,509 @@
+//! One RabbitMQ node with its own name, ports, data, cookie and port mapper, under
+//! `target/brokers/NAME/`: it shares nothing with a node that the system runs.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File, TryLockError},
+    net::{Ipv4Addr, TcpListener},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{PROBE, amqp::Endpoint, nodes_directory, package, quoted, text};
+use crate::process::{self, Process, Signal};
+
+/// The node that the test run uses.
+pub(crate) const DEFAULT: &str = "rabbit";
+
+/// Marks the processes of the server itself, as opposed to those of a `rabbitmqctl`.
+const MARK: &str = "LONGSHORE_BROKER_NODE";
+
+/// From the start of the process until the virtual host can be opened.
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// For a shutdown that was asked for; after it the node is killed.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// From a kill until the process is gone.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// For somebody else who is starting or stopping the same node.
+const LOCK_LIMIT: Duration = Duration::from_secs(180);
+
+/// A node of the project's own, running or not.
+#[derive(Debug)]
+pub(crate) struct Node {
+    name: String,
+    directory: PathBuf,
+}
+
+/// The ports of one node, all on the loopback interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ports {
+    amqp: u16,
+    distribution: u16,
+    mapper: u16,
+}
+
+impl Node {
+    /// The node called `name`, which is letters, digits and hyphens. Nothing is started.
+    pub(crate) fn new(name: &str) -> Result<Self> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        if name.is_empty() || !name.chars().all(allowed) {
+            bail!("`{name}` is not a node name: use letters, digits and hyphens");
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            directory: nodes_directory().join(name),
+        })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where clients connect to.
+    pub(crate) fn url(&self) -> Result<String> {
+        let ports = self.ports()?;
+        Ok(format!("rabbit://guest:guest@127.0.0.1:{}/", ports.amqp))
+    }
+
+    /// A program that is `rabbitmqctl` for this node.
+    pub(crate) fn control_script(&self) -> PathBuf {
+        self.directory.join("ctl")
+    }
+
+    /// A program that starts, stops and kills this node: `start`, `stop`, `kill`, `restart`.
+    pub(crate) fn node_script(&self) -> PathBuf {
+        self.directory.join("node")
+    }
+
+    /// Brings the node up, with fresh data unless it is running already. Returns whether it was
+    /// this call that has started it.
+    pub(crate) fn up(&self) -> Result<bool> {
+        let _lock = self.lock()?;
+        if !self.server()?.is_empty() {
+            self.await_ready()?;
+            return Ok(false);
+        }
+        package::ensure()?;
+        // A node that nobody was using has nothing that a new run should meet.
+        for leftover in ["data", "log", "config"] {
+            remove(&self.directory.join(leftover))?;
+        }
+        self.end_stragglers()?;
+        let ports = match self.ports() {
+            Ok(ports) if ports.free() => ports,
+            _ => Ports::find()?,
+        };
+        self.configure(ports)?;
+        self.launch(ports)?;
+        Ok(true)
+    }
+
+    /// Stops the node and everything that belongs to it, its port mapper included.
+    pub(crate) fn down(&self) -> Result<()> {
+        let _lock = self.lock()?;
+        self.shut_down()?;
+        self.end_stragglers()
+    }
+
+    /// Starts a node that was stopped or killed, on the same ports and with the same data.
+    pub(crate) fn start(&self) -> Result<()> {
+        let _lock = self.lock()?;
+        self.start_again()
+    }
+
+    /// Shuts the node down in order, and leaves its data and ports for [`Node::start`].
+    pub(crate) fn stop(&self) -> Result<()> {
+        let _lock = self.lock()?;
+        self.shut_down()
+    }
+
+    /// Ends the node's processes as a crash would, and leaves its data and ports.
+    pub(crate) fn kill(&self) -> Result<()> {
+        let _lock = self.lock()?;
+        self.kill_server()
+    }
+
+    /// [`Node::stop`], then [`Node::start`].
+    pub(crate) fn restart(&self) -> Result<()> {
+        let _lock = self.lock()?;
+        self.shut_down()?;
+        self.start_again()
+    }
+
+    /// One line: what runs, and where.
+    pub(crate) fn status(&self) -> Result<String> {
+        let server = self.server()?;
+        if server.is_empty() {
+            let rest = self.processes()?;
+            return Ok(match rest.len() {
+                0 => "down".to_owned(),
+                _ => format!("stopped; still there: {}", names(&rest)),
+            });
+        }
+        let url = self.url()?;
+        Ok(match self.open() {
+            Ok(()) => format!("up at {url} ({})", names(&server)),
+            Err(error) => format!("not ready at {url} ({}): {error:#}", names(&server)),
+        })
+    }
+
+    fn start_again(&self) -> Result<()> {
+        if !self.server()?.is_empty() {
+            return self.await_ready();
+        }
+        let ports = self.ports()?;
+        // Clients have this port in their URLs: another one would be another broker.
+        if !Ports::is_free(ports.amqp) {
+            bail!("port {} of the node has been taken meanwhile", ports.amqp);
+        }
+        self.launch(ports)
+    }
+
+    fn launch(&self, ports: Ports) -> Result<()> {
+        let log = File::create(self.directory.join("log/start.log"))?;
+        // A session of its own: neither the end of this program nor a Ctrl-C in its terminal
+        // reaches the node.
+        let mut command = Command::new("setsid");
+        command
+            .arg(package::SERVER)
+            .current_dir(&self.directory)
+            .env_clear()
+            .envs(self.environment(ports)?)
+            .env(MARK, &self.directory)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        command
+            .spawn()
+            .with_context(|| format!("cannot start `{}`", process::shown(&command)))?;
+        self.await_ready()
+    }
+
+    fn await_ready(&self) -> Result<()> {
+        let mut last = None;
+        let ready = process::wait_until(START_LIMIT, || match self.open() {
+            Ok(()) => Ok(true),
+            Err(_) if self.server()?.is_empty() => {
+                bail!("node `{}` ended: {}", self.name, self.log_tail())
+            }
+            Err(error) => {
+                last = Some(error);
+                Ok(false)
+            }
+        })?;
+        if !ready {
+            let reason = last.map_or_else(String::new, |error| format!("{error:#}; "));
+            bail!(
+                "node `{}` is not ready after {START_LIMIT:?}: {reason}{}",
+                self.name,
+                self.log_tail()
+            );
+        }
+        Ok(())
+    }
+
+    fn open(&self) -> Result<()> {
+        let endpoint = Endpoint {
+            host: "127.0.0.1",
+            port: self.ports()?.amqp,
+        };
+        endpoint.open(PROBE)
+    }
+
+    fn shut_down(&self) -> Result<()> {
+        // The Erlang VM shuts down in order when it is asked to; the shell around it waits for it.
+        let vm: Vec<_> = self.server()?;
+        let vm: Vec<_> = vm.into_iter().filter(|p| p.name == "beam.smp").collect();
+        process::signal(&vm, Signal::Term);
+        if !vm.is_empty() && process::wait_until(STOP_LIMIT, || Ok(self.server()?.is_empty()))? {
+            return Ok(());
+        }
+        self.kill_server()
+    }
+
+    fn kill_server(&self) -> Result<()> {
+        // Asked again and again: a start that is under way has children that are not yet there.
+        let gone = process::wait_until(KILL_LIMIT, || {
+            let server = self.server()?;
+            process::signal(&server, Signal::Kill);
+            Ok(server.is_empty())
+        })?;
+        if !gone {
+            bail!("node `{}` cannot be killed", self.name);
+        }
+        Ok(())
+    }
+
+    /// Ends whatever else runs in this node's environment: its port mapper, a forgotten
+    /// `rabbitmqctl`.
+    fn end_stragglers(&self) -> Result<()> {
+        let gone = process::wait_until(KILL_LIMIT, || {
+            let rest = self.processes()?;
+            process::signal(&rest, Signal::Kill);
+            Ok(rest.is_empty())
+        })?;
+        if !gone {
+            bail!("processes of node `{}` cannot be killed", self.name);
+        }
+        Ok(())
+    }
+
+    /// The processes of the server. The port mapper is started by it but outlives it.
+    fn server(&self) -> Result<Vec<Process>> {
+        let mut processes = process::with_environment(MARK, &self.directory)?;
+        processes.retain(|process| process.name != "epmd");
+        Ok(processes)
+    }
+
+    /// Every process in this node's environment.
+    fn processes(&self) -> Result<Vec<Process>> {
+        process::with_environment("HOME", &self.home())
+    }
+
+    fn home(&self) -> PathBuf {
+        self.directory.join("home")
+    }
+
+    /// Excludes others who start or stop the same node.
+    fn lock(&self) -> Result<File> {
+        fs::create_dir_all(nodes_directory())?;
+        let file = File::create(nodes_directory().join(format!("{}.lock", self.name)))?;
+        let locked = process::wait_until(LOCK_LIMIT, || match file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(error.into()),
+        })?;
+        if !locked {
+            bail!(
+                "somebody else has been starting or stopping node `{}` for {LOCK_LIMIT:?}",
+                self.name
+            );
+        }
+        Ok(file)
+    }
+
+    /// The ports of the last time this node was up.
+    fn ports(&self) -> Result<Ports> {
+        let file = self.directory.join("ports");
+        let content = fs::read_to_string(&file).with_context(|| {
+            format!(
+                "node `{}` has never been up here: run `cargo xtask brokers up`",
+                self.name
+            )
+        })?;
+        Ports::parse(&content).with_context(|| format!("{} is damaged", file.display()))
+    }
+
+    /// Writes all that the node and its control programs read.
+    fn configure(&self, ports: Ports) -> Result<()> {
+        for directory in ["data", "log", "config/conf.d", "home"] {
+            fs::create_dir_all(self.directory.join(directory))?;
+        }
+        let config = self.directory.join("config");
+        fs::write(
+            config.join("rabbitmq.conf"),
+            format!(
+                "listeners.tcp.1 = 127.0.0.1:{}\n\
+                 log.file.level = info\n\
+                 # A full disk or a big machine must not change what the tests see.\n\
+                 disk_free_limit.absolute = 64MB\n\
+                 vm_memory_high_watermark.absolute = 2GB\n\
+                 # The quorum queues' log is allocated at once, and is half a gigabyte by default.\n\
+                 raft.wal_max_size_bytes = 67108864\n",
+                ports.amqp
+            ),
+        )?;
+        fs::write(config.join("enabled_plugins"), "[].\n")?;
+        fs::write(config.join("advanced.config"), "[].\n")?;
+        fs::write(config.join("rabbitmq-env.conf"), "")?;
+        self.write_cookie()?;
+
+        let mut lines = String::new();
+        for (name, value) in self.environment(ports)? {
+            writeln!(lines, "{name}={}", quoted(&value))?;
+        }
+        let environment = self.directory.join("env");
+        fs::write(&environment, lines)?;
+        write_script(
+            &self.control_script(),
+            &format!(
+                "# rabbitmqctl for the node `{}`.\nset -a\n. {}\nset +a\nexec {} \"$@\"\n",
+                self.name,
+                quoted(text(&environment)?),
+                package::CONTROL
+            ),
+        )?;
+        write_script(
+            &self.node_script(),
+            &format!(
+                "# Starts, stops, restarts or kills the node `{}`.\nexec {} brokers --node {} \"$@\"\n",
+                self.name,
+                quoted(text(&std::env::current_exe()?)?),
+                self.name
+            ),
+        )?;
+        let recorded = self.directory.join("ports");
+        fs::write(recorded, ports.to_string())?;
+        Ok(())
+    }
+
+    /// The secret that lets `rabbitmqctl` in. It is made once: it outlives the data.
+    fn write_cookie(&self) -> Result<()> {
+        let file = self.home().join(".erlang.cookie");
+        if file.exists() {
+            return Ok(());
+        }
+        let random = fs::read("/proc/sys/kernel/random/uuid").context("no source of randomness")?;
+        fs::write(&file, random.trim_ascii())?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o400))?;
+        Ok(())
+    }
+
+    /// The whole environment of the node's programs; nothing is inherited from ours.
+    fn environment(&self, ports: Ports) -> Result<Vec<(&'static str, String)>> {
+        let within = |path: &str| text(&self.directory.join(path)).map(str::to_owned);
+        // Erlang's distribution listens on every interface unless it is told otherwise.
+        let local = "-kernel inet_dist_use_interface {127,0,0,1}";
+        Ok(vec![
+            ("PATH", "/usr/local/bin:/usr/bin:/bin".to_owned()),
+            ("LANG", "C.UTF-8".to_owned()),
+            ("LC_ALL", "C.UTF-8".to_owned()),
+            ("HOME", within("home")?),
+            ("ERL_EPMD_ADDRESS", "127.0.0.1".to_owned()),
+            ("ERL_EPMD_PORT", ports.mapper.to_string()),
+            (
+                "RABBITMQ_NODENAME",
+                format!("longshore-{}@localhost", self.name),
+            ),
+            ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".to_owned()),
+            ("RABBITMQ_NODE_PORT", ports.amqp.to_string()),
+            ("RABBITMQ_DIST_PORT", ports.distribution.to_string()),
+            ("RABBITMQ_CTL_DIST_PORT_MIN", "35700".to_owned()),
+            ("RABBITMQ_CTL_DIST_PORT_MAX", "35799".to_owned()),
+            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", local.to_owned()),
+            ("RABBITMQ_CTL_ERL_ARGS", local.to_owned()),
+            ("RABBITMQ_MNESIA_BASE", within("data")?),
+            ("RABBITMQ_LOG_BASE", within("log")?),
+            ("RABBITMQ_CONFIG_FILE", within("config/rabbitmq.conf")?),
+            ("RABBITMQ_CONFIG_FILES", within("config/conf.d")?),
+            (
+                "RABBITMQ_ADVANCED_CONFIG_FILE",
+                within("config/advanced.config")?,
+            ),
+            (
+                "RABBITMQ_CONF_ENV_FILE",
+                within("config/rabbitmq-env.conf")?,
+            ),
+            (
+                "RABBITMQ_ENABLED_PLUGINS_FILE",
+                within("config/enabled_plugins")?,
+            ),
+            ("RABBITMQ_GENERATED_CONFIG_DIR", within("config/generated")?),
+        ])
+    }
+
+    /// The last lines that the node wrote, for an error.
+    fn log_tail(&self) -> String {
+        let file = self.directory.join("log/start.log");
+        let log = fs::read_to_string(&file).unwrap_or_default();
+        let lines: Vec<_> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+        let tail = lines[lines.len().saturating_sub(15)..].join("\n    ");
+        format!("{} ends with:\n    {tail}", file.display())
+    }
+}
+
+impl Ports {
+    /// Three free ports that no RabbitMQ node has by default (5672, 25672, 4369).
+    fn find() -> Result<Self> {
+        (0..100)
+            .map(|offset| Self {
+                amqp: 5682 + offset,
+                distribution: 25682 + offset,
+                mapper: 4379 + offset,
+            })
+            .find(|ports| ports.free())
+            .context("none of the ports 5682 to 5781 is free with its companions")
+    }
+
+    fn free(self) -> bool {
+        [self.amqp, self.distribution, self.mapper]
+            .into_iter()
+            .all(Self::is_free)
+    }
+
+    fn is_free(port: u16) -> bool {
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.split_whitespace().map(|word| word.parse().ok());
+        let mut next = || numbers.next().flatten();
+        Some(Self {
+            amqp: next()?,
+            distribution: next()?,
+            mapper: next()?,
+        })
+    }
+}
+
+impl std::fmt::Display for Ports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{} {} {}", self.amqp, self.distribution, self.mapper)
+    }
+}
+
+fn names(processes: &[Process]) -> String {
+    processes
+        .iter()
+        .map(|process| format!("{} {}", process.name, process.pid))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn remove(directory: &Path) -> Result<()> {
+    if directory.exists() {
+        fs::remove_dir_all(directory)
+            .with_context(|| format!("cannot remove {}", directory.display()))?;
+    }
+    Ok(())
+}
+
+fn write_script(path: &Path, body: &str) -> Result<()> {
+    fs::write(path, format!("#!/bin/sh\n{body}"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Node, Ports};
+
+    #[test]
+    fn ports_survive_being_written_down() {
+        let ports = Ports {
+            amqp: 5682,
+            distribution: 25682,
+            mapper: 4379,
+        };
+        assert_eq!(Ports::parse(&ports.to_string()), Some(ports));
+        assert_eq!(Ports::parse("5682 x 4379"), None);
+        assert_eq!(Ports::parse("5682 25682"), None);
+    }
+
+    #[test]
+    fn a_taken_port_is_not_offered() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(!Ports::is_free(taken.local_addr().unwrap().port()));
+    }
+
+    #[test]
+    fn a_node_name_cannot_leave_its_directory() {
+        assert!(Node::new("../x").is_err());
+        assert!(Node::new("").is_err());
+        assert!(Node::new("rabbit-2").is_ok());
+    }
+}

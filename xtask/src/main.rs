@@ -1,0 +1,184 @@
+//! Chores of the workspace: `cargo xtask --help` lists them.
+#![allow(
+    clippy::print_stdout,
+    reason = "this program talks to the person who runs it"
+)]
+
+mod broker;
+mod process;
+mod python;
+mod stages;
+mod suites;
+mod workspace;
+
+use std::{
+    num::NonZeroU32,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+
+use broker::Node;
+use stages::{Run, Stage};
+
+/// Chores of the Longshore workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Runs every test of the project, stage by stage, and brings up what they need
+    Test {
+        /// Run these stages alone, and what they need
+        #[arg(long, value_delimiter = ',', value_name = "STAGE")]
+        only: Vec<Stage>,
+        /// Leave these stages out
+        #[arg(long, value_delimiter = ',', value_name = "STAGE")]
+        skip: Vec<Stage>,
+    },
+    /// Runs the driver tests and the conformance suite again and again, up to the first failure
+    Soak {
+        /// How many rounds
+        #[arg(long, default_value = "20")]
+        repeat: NonZeroU32,
+    },
+    /// Starts and stops the RabbitMQ node that the tests use
+    Brokers(Brokers),
+    /// Makes the Python environment with oslo.messaging, and prints its interpreter
+    Python,
+    /// Prints the variables that tests need, for `eval "$(cargo xtask env)"`, bringing up both
+    Env,
+    /// Runs a benchmark, such as `bench memory`
+    Bench {
+        /// The benchmark and its options
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        arguments: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Brokers {
+    /// Which node; each has its own ports and data
+    #[arg(long, default_value = broker::DEFAULT_NODE)]
+    node: String,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Action {
+    /// Brings the node up, with fresh data unless it is running already, and prints its URL
+    Up,
+    /// Stops the node and all that belongs to it
+    Down,
+    /// Prints which nodes run, and where
+    Status,
+    /// Starts a stopped or killed node, with its data and on the same port
+    Start,
+    /// Shuts the node down in order; `start` brings it back
+    Stop,
+    /// Ends the node as a crash would (SIGKILL); `start` brings it back
+    Kill,
+    /// Stops and starts the node
+    Restart,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().chore {
+        Chore::Test { only, skip } => stages::test(&only, &skip),
+        Chore::Soak { repeat } => soak(repeat),
+        Chore::Brokers(Brokers { node, action }) => brokers(&node, action),
+        Chore::Python => python::ensure().map(|interpreter| println!("{}", interpreter.display())),
+        Chore::Env => environment(),
+        Chore::Bench { arguments } => bench(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn brokers(name: &str, action: Action) -> Result<()> {
+    if let Some(url) = broker::outside() {
+        return match action {
+            Action::Up | Action::Status => broker::describe_outside(&url),
+            Action::Down => Ok(()),
+            Action::Start | Action::Stop | Action::Kill | Action::Restart => bail!(
+                "RABBITMQ_URL names an outside broker, which is left alone: unset it to use a node \
+                 of the project's own"
+            ),
+        };
+    }
+    let node = Node::new(name)?;
+    match action {
+        Action::Up => {
+            let started = node.up()?;
+            println!("{}", if started { "started" } else { "already up" });
+            println!("url      {}", node.url()?);
+            println!("control  {}", node.control_script().display());
+            println!("node     {}", node.node_script().display());
+            Ok(())
+        }
+        Action::Down => node.down(),
+        Action::Status => {
+            let known = broker::known_nodes()?;
+            if known.is_empty() {
+                println!("no node has been up in this checkout");
+            }
+            for node in known {
+                println!("{:<12} {}", node.name(), node.status()?);
+            }
+            Ok(())
+        }
+        Action::Start => node.start(),
+        Action::Stop => node.stop(),
+        Action::Kill => node.kill(),
+        Action::Restart => node.restart(),
+    }
+}
+
+fn environment() -> Result<()> {
+    let mut variables = broker::Broker::up()?.environment()?;
+    variables.push(python::environment()?);
+    for (name, value) in variables {
+        let value = value.to_str().context("a path is not UTF-8")?;
+        println!("export {name}={}", broker::quoted(value));
+    }
+    Ok(())
+}
+
+fn soak(repeat: NonZeroU32) -> Result<()> {
+    let mut run = Run::default();
+    let outcome = soak_rounds(&mut run, repeat);
+    let released = run.release();
+    outcome.and(released)
+}
+
+fn soak_rounds(run: &mut Run, repeat: NonZeroU32) -> Result<()> {
+    run.build()?;
+    run.bring_up()?;
+    for round in 1..=repeat.get() {
+        println!("\n=== round {round} of {repeat} ===");
+        run.driver_tests()
+            .with_context(|| format!("round {round} of {repeat}"))?;
+    }
+    println!("\n{repeat} rounds without a failure");
+    Ok(())
+}
+
+fn bench(arguments: &[String]) -> Result<()> {
+    let mut command = Command::new(workspace::cargo());
+    command
+        .current_dir(workspace::root())
+        .args(["run", "--release", "--package", "longshore-bench", "--"])
+        .args(arguments);
+    process::run(&mut command)
+}
