@@ -94,6 +94,13 @@ pub trait Listener: Send {
     /// A reconnect stays pending inside.
     fn poll_next(&mut self, cx: &mut task::Context<'_>) -> task::Poll<Option<Incoming>>;
 
+    /// Takes in what has arrived without handing it on, so that [`Delivery::received`] is true of what waits in
+    /// this process. Core calls it instead of [`poll_next`](Self::poll_next) while every permit is out. A driver whose
+    /// deliveries wait nowhere but at the broker needs none.
+    fn poll_arrivals(&mut self, cx: &mut task::Context<'_>) {
+        let _ = cx;
+    }
+
     /// Nothing new after it: what was fetched and not handed over is requeued. Settling stays possible.
     async fn stop(&mut self, deadline: Instant) -> Result<()>;
 
@@ -370,6 +377,8 @@ pub struct Delivery {
     pub message: Message,
     /// By which of a server's addresses it came.
     pub via: Via,
+    /// When it reached this process. What it waits here counts against its deadline by our clock alone.
+    pub received: Instant,
     /// Whether it was delivered before, as far as the transport knows.
     pub redelivered: bool,
     /// Which attempt this is, counted from 1, where the transport counts.

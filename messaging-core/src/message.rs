@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-/// Names one hand-over of one message to a driver; fresh per send, unique in its process.
+/// Names one hand-over of one message to a driver; fresh per send, unique in its transport.
 ///
 /// A message that is sent again gets a new one, so that the loss of the first is never taken for
 /// the loss of the second.
