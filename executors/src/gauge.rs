@@ -1,0 +1,236 @@
+//! How many jobs of one server run, and the wait for their end.
+
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use messaging_core::executor::{Job, Refused, Shared};
+use messaging_core::{Error, ErrorKind, Outcome};
+use tokio::sync::Notify;
+
+use crate::park::Background;
+use crate::pool::ThreadPool;
+
+/// The lowest bit says that no more jobs are taken; the rest counts.
+const CLOSED: usize = 1;
+const ONE: usize = 2;
+
+/// Counts the jobs of one executor.
+pub(crate) struct Gauge {
+    server: String,
+    state: AtomicUsize,
+    none_left: Notify,
+    timer: Arc<Timer>,
+}
+
+/// The thread that ends a wait in time. Handlers never run on it, so none of them can hold up a `close`.
+struct Timer(Background);
+
+impl Gauge {
+    pub(crate) fn new(server: String, shared: &Shared) -> Arc<Self> {
+        Arc::new(Self {
+            server,
+            state: AtomicUsize::new(0),
+            none_left: Notify::new(),
+            timer: shared.get_or_init(|| Timer(Background::new("longshore-timer"))),
+        })
+    }
+
+    /// Counts the jobs in, or refuses all of them after [`Gauge::close`].
+    pub(crate) fn admit(self: &Arc<Self>, jobs: Vec<Job>) -> Result<Vec<Tracked>, Refused> {
+        let count = jobs.len();
+        if self.state.fetch_add(ONE * count, Ordering::AcqRel) & CLOSED == 0 {
+            return Ok(jobs
+                .into_iter()
+                .map(|job| Tracked(Some((job, Running(self.clone())))))
+                .collect());
+        }
+        self.leave(count);
+        Err(self.refuse_closed(jobs))
+    }
+
+    /// [`Gauge::admit`] for a single job.
+    pub(crate) fn admit_one(self: &Arc<Self>, job: Job) -> Result<Tracked, Refused> {
+        if self.state.fetch_add(ONE, Ordering::AcqRel) & CLOSED == 0 {
+            return Ok(Tracked(Some((job, Running(self.clone())))));
+        }
+        self.leave(1);
+        Err(self.refuse_closed(vec![job]))
+    }
+
+    fn refuse_closed(&self, jobs: Vec<Job>) -> Refused {
+        Refused {
+            jobs,
+            error: Error::new(
+                ErrorKind::Closed,
+                Outcome::NotExecuted,
+                format!("the executor of server \"{}\" is closed", self.server),
+            ),
+        }
+    }
+
+    /// Counts in what belongs to a job that was admitted before, closed or not.
+    pub(crate) fn count(self: &Arc<Self>) -> Running {
+        self.state.fetch_add(ONE, Ordering::AcqRel);
+        Running(self.clone())
+    }
+
+    pub(crate) fn running(&self) -> usize {
+        self.state.load(Ordering::Acquire) / ONE
+    }
+
+    pub(crate) fn server(&self) -> &str {
+        &self.server
+    }
+
+    fn leave(&self, count: usize) {
+        let before = self.state.fetch_sub(ONE * count, Ordering::AcqRel);
+        if before == ONE * count + CLOSED {
+            self.none_left.notify_waiters();
+        }
+    }
+
+    /// Takes no more jobs, from this call on.
+    pub(crate) fn refuse_more(&self) {
+        self.state.fetch_or(CLOSED, Ordering::AcqRel);
+    }
+
+    /// Waits until nothing runs. What has not begun at the deadline is dropped from the pool's queue; returns
+    /// how many then still run.
+    pub(crate) async fn drained(self: &Arc<Self>, pool: &ThreadPool, deadline: Instant) -> u32 {
+        if self.running() > 0 && self.runs_beyond(deadline).await {
+            pool.withdraw(self);
+        }
+        u32::try_from(self.running()).unwrap_or(u32::MAX)
+    }
+
+    async fn runs_beyond(&self, deadline: Instant) -> bool {
+        if deadline <= Instant::now() {
+            return true;
+        }
+        // The caller's runtime may have no timers, or there may be no runtime: the timer is our own.
+        let timer = match self.timer.0.handle() {
+            Ok(handle) => handle.spawn(async move {
+                tokio::time::sleep_until(deadline.into()).await;
+            }),
+            Err(error) => {
+                tracing::error!(server = self.server, %error, "closing without waiting: no timer");
+                return true;
+            }
+        };
+        let timer = AbortOnDrop(timer);
+        let none_left = async {
+            loop {
+                let mut notified = std::pin::pin!(self.none_left.notified());
+                // Registered before the count is read: the last job may end in between.
+                notified.as_mut().enable();
+                if self.running() == 0 {
+                    return;
+                }
+                notified.await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = none_left => false,
+            () = timer => true,
+        }
+    }
+}
+
+impl fmt::Debug for Gauge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.load(Ordering::Acquire);
+        f.debug_struct("Gauge")
+            .field("server", &self.server)
+            .field("running", &(state / ONE))
+            .field("closed", &(state & CLOSED != 0))
+            .finish()
+    }
+}
+
+/// A wait for a task that ends the task when it is given up.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Future for AbortOnDrop {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.0).poll(cx).map(|_| ())
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// One that is counted; dropping it counts it out.
+#[derive(Debug)]
+pub(crate) struct Running(Arc<Gauge>);
+
+impl Running {
+    pub(crate) fn gauge(&self) -> &Arc<Gauge> {
+        &self.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.leave(1);
+    }
+}
+
+/// A job that is counted until it has ended and was dropped, and whose panics end nothing but itself.
+#[derive(Debug)]
+pub(crate) struct Tracked(Option<(Job, Running)>);
+
+impl Tracked {
+    pub(crate) fn gauge(&self) -> Option<&Arc<Gauge>> {
+        self.0.as_ref().map(|(_, running)| running.gauge())
+    }
+
+    /// The job back, no longer counted.
+    pub(crate) fn into_job(mut self) -> Option<Job> {
+        self.0.take().map(|(job, _)| job)
+    }
+}
+
+impl Future for Tracked {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some((job, running)) = &mut self.0 else {
+            return Poll::Ready(());
+        };
+        let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(job).poll(cx)));
+        if let Ok(Poll::Pending) = polled {
+            return Poll::Pending;
+        }
+        if polled.is_err() {
+            report_panic(running.gauge(), "job");
+        }
+        let Some((job, running)) = self.0.take() else {
+            return Poll::Ready(());
+        };
+        // The drop too is the job's own code; the count goes down after it, whatever it does.
+        if catch_unwind(AssertUnwindSafe(|| drop(job))).is_err() {
+            report_panic(running.gauge(), "drop of a job");
+        }
+        Poll::Ready(())
+    }
+}
+
+/// Jobs and work catch the panics of handlers themselves, so one that gets here is a bug of theirs.
+pub(crate) fn report_panic(gauge: &Gauge, what: &str) {
+    tracing::error!(
+        server = gauge.server(),
+        "a {what} panicked outside of its handler"
+    );
+}

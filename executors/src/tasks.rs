@@ -1,0 +1,124 @@
+//! The executor `async`: jobs as tasks of the application's runtime.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use messaging_core::executor::{BoxFuture, Executor, ExecutorConfig, Job, Refused};
+use messaging_core::{Error, Result};
+use tokio::runtime::Handle;
+
+use crate::gauge::{Gauge, Tracked};
+use crate::pool::{ThreadPool, ThreadPoolOptions};
+use crate::work::Work;
+
+/// The most jobs that one task polls first. A handler that blocks holds up the rest of its batch.
+const MAX_BATCH: usize = 32;
+
+/// Runs jobs as tasks of the application's tokio runtime, and plain handlers on its transport's [`ThreadPool`]: the
+/// default, for handlers that await.
+///
+/// A batch of jobs is one task that polls each of them once; only those that have to wait become tasks of their
+/// own. When the runtime is shut down it drops the jobs, and what was not begun is requeued or answered as not
+/// executed.
+#[derive(Debug)]
+pub struct AsyncExecutor {
+    gauge: Arc<Gauge>,
+    pool: Arc<ThreadPool>,
+    runtime: Handle,
+}
+
+impl AsyncExecutor {
+    /// An executor on `config.runtime`.
+    ///
+    /// # Errors
+    /// [`Config`](messaging_core::ErrorKind::Config): there is no runtime.
+    pub fn new(config: ExecutorConfig) -> Result<Self> {
+        let Some(runtime) = config.runtime else {
+            return Err(Error::config(format!(
+                "executor \"async\" of server \"{}\" needs a tokio runtime: start inside a tokio runtime, or use \"threaded\"",
+                config.server
+            )));
+        };
+        Ok(Self {
+            pool: config
+                .shared
+                .get_or_init(|| ThreadPool::new(ThreadPoolOptions::default())),
+            gauge: Gauge::new(config.server, &config.shared),
+            runtime,
+        })
+    }
+}
+
+impl Executor for AsyncExecutor {
+    fn spawn(&self, job: Job) -> Result<(), Refused> {
+        let job = self.gauge.admit_one(job)?;
+        self.runtime.spawn(job);
+        Ok(())
+    }
+
+    fn spawn_batch(&self, jobs: Vec<Job>) -> Result<(), Refused> {
+        let mut jobs = self.gauge.admit(jobs)?;
+        while jobs.len() > MAX_BATCH {
+            let rest = jobs.split_off(MAX_BATCH);
+            self.start(jobs);
+            jobs = rest;
+        }
+        self.start(jobs);
+        Ok(())
+    }
+
+    fn blocking(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()> {
+        let (pool, gauge, runtime) = (self.pool.clone(), self.gauge.clone(), self.runtime.clone());
+        Box::pin(async move {
+            let (work, ended) = Work::new(work, gauge, runtime);
+            if let Err((work, error)) = pool.run_work(work) {
+                // The last resort, where the process may not have a single thread more: late beats never.
+                tracing::warn!(
+                    server = work.gauge().server(),
+                    %error,
+                    "no thread for a plain handler: it runs on the runtime's own"
+                );
+                work.run();
+            }
+            ended.await;
+        })
+    }
+
+    fn close(&self, deadline: Instant) -> BoxFuture<'_, u32> {
+        self.gauge.refuse_more();
+        Box::pin(self.gauge.drained(&self.pool, deadline))
+    }
+}
+
+impl AsyncExecutor {
+    fn start(&self, mut jobs: Vec<Tracked>) {
+        if jobs.len() <= 1 {
+            // Polling a single job in a task of its own leaves nothing to move.
+            if let Some(job) = jobs.pop() {
+                self.runtime.spawn(job);
+            }
+            return;
+        }
+        self.runtime.spawn(poll_once(jobs));
+    }
+}
+
+/// Polls each job once and makes tasks of those that have to wait.
+///
+/// A wake-up that a job's first poll asked for goes to this task, which may have ended by then. None is lost by
+/// it: the job's own task polls it again right away, and with that asks anew.
+async fn poll_once(jobs: Vec<Tracked>) {
+    let mut jobs = jobs.into_iter();
+    poll_fn(|cx| {
+        for mut job in jobs.by_ref() {
+            if Pin::new(&mut job).poll(cx).is_pending() {
+                tokio::spawn(job);
+            }
+        }
+        Poll::Ready(())
+    })
+    .await;
+}
