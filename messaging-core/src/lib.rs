@@ -14,6 +14,7 @@ pub mod options;
 pub mod registry;
 pub mod target;
 pub mod url;
+pub mod wire;
 
 pub use error::{Error, ErrorKind, Outcome, RemoteError, Result};
 pub use target::{Target, Version};

@@ -1,0 +1,223 @@
+//! Escaping of JSON text into the strings of an envelope, once or twice in one pass, and the way back.
+
+use std::borrow::Cow;
+use std::io::Write as _;
+
+use bytes::Bytes;
+
+use crate::message::Correlation;
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
+/// For each byte that a JSON string must escape: the letter after the backslash. `u` stands for four hex digits.
+const LETTERS: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        table[byte] = b'u';
+        byte += 1;
+    }
+    table[0x08] = b'b';
+    table[b'\t' as usize] = b't';
+    table[b'\n' as usize] = b'n';
+    table[0x0c] = b'f';
+    table[b'\r' as usize] = b'r';
+    table[b'"' as usize] = b'"';
+    table[b'\\' as usize] = b'\\';
+    table
+};
+
+/// An envelope being written; everything but literals is escaped for the string that holds the inner JSON.
+pub(super) struct Body(Vec<u8>);
+
+impl Body {
+    /// An envelope, opened, with room for inner text of about this length.
+    pub(super) fn open(inner: usize) -> Self {
+        let mut buffer = Vec::with_capacity(64 + inner + inner / 4);
+        buffer.extend_from_slice(br#"{"oslo.version":"2.0","oslo.message":"{"#);
+        Self(buffer)
+    }
+
+    /// Text of ours that is escaped already.
+    pub(super) fn literal(&mut self, escaped: &'static str) {
+        self.0.extend_from_slice(escaped.as_bytes());
+    }
+
+    /// A piece of inner JSON.
+    pub(super) fn json(&mut self, json: &str) {
+        let bytes = json.as_bytes();
+        let mut done = 0;
+        for (at, &byte) in bytes.iter().enumerate() {
+            let letter = LETTERS[usize::from(byte)];
+            if letter != 0 {
+                self.0.extend_from_slice(&bytes[done..at]);
+                self.0.extend_from_slice(&[b'\\', letter]);
+                if letter == b'u' {
+                    self.control(byte);
+                }
+                done = at + 1;
+            }
+        }
+        self.0.extend_from_slice(&bytes[done..]);
+    }
+
+    /// A string value of the inner JSON.
+    pub(super) fn string(&mut self, text: &str) {
+        self.literal(r#"\""#);
+        self.inside_string(text);
+        self.literal(r#"\""#);
+    }
+
+    /// Part of a string of the inner JSON: escaped for that string, and again for the one around it.
+    pub(super) fn inside_string(&mut self, text: &str) {
+        let bytes = text.as_bytes();
+        let mut done = 0;
+        for (at, &byte) in bytes.iter().enumerate() {
+            let letter = LETTERS[usize::from(byte)];
+            if letter != 0 {
+                self.0.extend_from_slice(&bytes[done..at]);
+                self.0.extend_from_slice(br"\\");
+                match letter {
+                    b'"' | b'\\' => self.0.extend_from_slice(&[b'\\', letter]),
+                    b'u' => {
+                        self.0.push(letter);
+                        self.control(byte);
+                    }
+                    _ => self.0.push(letter),
+                }
+                done = at + 1;
+            }
+        }
+        self.0.extend_from_slice(&bytes[done..]);
+    }
+
+    /// An id as a string value.
+    pub(super) fn id(&mut self, id: Correlation) {
+        let mut digits = [0; 32];
+        for (digit, shift) in digits.iter_mut().zip((0..32).rev()) {
+            *digit = HEX[(id.0 >> (4 * shift)) as usize & 0xf];
+        }
+        self.literal(r#"\""#);
+        self.0.extend_from_slice(&digits);
+        self.literal(r#"\""#);
+    }
+
+    /// A number, or other text that needs no escaping.
+    pub(super) fn plain(&mut self, value: impl std::fmt::Display) {
+        // Writing to a vector cannot fail.
+        let _ = write!(self.0, "{value}");
+    }
+
+    /// Closes the inner object and the envelope.
+    pub(super) fn close(mut self) -> Bytes {
+        self.0.extend_from_slice(br#"}"}"#);
+        self.0.into()
+    }
+
+    fn control(&mut self, byte: u8) {
+        let digit = |nibble: u8| HEX[usize::from(nibble)];
+        self.0
+            .extend_from_slice(&[b'0', b'0', digit(byte >> 4), digit(byte & 0xf)]);
+    }
+}
+
+/// Undoes the escapes of what stands between the quotes of a JSON string; `None` for half a surrogate pair.
+pub(super) fn unescape(inside: &str) -> Option<Cow<'_, str>> {
+    let Some(first) = backslash(inside) else {
+        return Some(Cow::Borrowed(inside));
+    };
+    let mut text = String::with_capacity(inside.len());
+    let (mut rest, mut at) = (inside, first);
+    loop {
+        text.push_str(&rest[..at]);
+        let (character, length) = escaped(&rest.as_bytes()[at + 1..])?;
+        text.push(character);
+        rest = rest.get(at + 1 + length..)?;
+        match backslash(rest) {
+            Some(next) => at = next,
+            None => break,
+        }
+    }
+    text.push_str(rest);
+    Some(Cow::Owned(text))
+}
+
+fn backslash(text: &str) -> Option<usize> {
+    text.bytes().position(|byte| byte == b'\\')
+}
+
+/// What the bytes after a backslash stand for, and how many they are.
+fn escaped(bytes: &[u8]) -> Option<(char, usize)> {
+    let simple = match bytes.first()? {
+        b'u' => {
+            let unit = hex(bytes.get(1..5)?)?;
+            return match bytes.get(5..11) {
+                Some([b'\\', b'u', low @ ..]) if (0xd800..0xdc00).contains(&unit) => {
+                    let low = hex(low)?.checked_sub(0xdc00).filter(|low| *low < 0x400)?;
+                    let point = 0x1_0000 + ((unit - 0xd800) << 10) + low;
+                    char::from_u32(point).map(|character| (character, 11))
+                }
+                _ => char::from_u32(unit).map(|character| (character, 5)),
+            };
+        }
+        b'b' => '\u{8}',
+        b'f' => '\u{c}',
+        b'n' => '\n',
+        b'r' => '\r',
+        b't' => '\t',
+        b @ (b'"' | b'\\' | b'/') => char::from(*b),
+        _ => return None,
+    };
+    Some((simple, 1))
+}
+
+fn hex(digits: &[u8]) -> Option<u32> {
+    digits.iter().try_fold(0, |value, digit| {
+        Some(value << 4 | char::from(*digit).to_digit(16)?)
+    })
+}
+
+/// The same JSON with the words `NaN`, `Infinity` and `-Infinity` outside strings made `null`; `None` if it
+/// holds none of them.
+pub(super) fn bare_words_to_null(text: &str) -> Option<String> {
+    let bytes = text.as_bytes();
+    let mut plain = String::new();
+    let (mut at, mut done) = (0, 0);
+    while at < bytes.len() {
+        let rest = &bytes[at..];
+        let word = match rest[0] {
+            b'"' => {
+                at += string_length(rest);
+                continue;
+            }
+            b'N' if rest.starts_with(b"NaN") => 3,
+            b'I' if rest.starts_with(b"Infinity") => 8,
+            b'-' if rest.starts_with(b"-Infinity") => 9,
+            _ => {
+                at += 1;
+                continue;
+            }
+        };
+        plain.push_str(&text[done..at]);
+        plain.push_str("null");
+        at += word;
+        done = at;
+    }
+    (done > 0).then(|| {
+        plain.push_str(&text[done..]);
+        plain
+    })
+}
+
+/// The length of the string that begins here, with its quotes, or of all that is left if it never ends.
+fn string_length(bytes: &[u8]) -> usize {
+    let mut at = 1;
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}

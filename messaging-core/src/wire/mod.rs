@@ -1,0 +1,219 @@
+//! The wire format: oslo.messaging's envelope 2.0, byte for byte readable by Python services and written so
+//! that they cannot tell the difference.
+//!
+//! A body is a JSON object with the keys `oslo.version` and `oslo.message`; the second is a string that holds
+//! the inner JSON. Encoding escapes the inner text straight into the body. Decoding undoes that once and then
+//! only notes where things are: arguments, results and context values stay JSON text until somebody wants them.
+//!
+//! What is read more liberally than it is written:
+//! - an object that lacks one of the two keys is the inner object itself (format 1.0);
+//! - unknown keys are ignored, and of two equal keys the last counts;
+//! - Python writes `NaN`, `Infinity` and `-Infinity` as bare words, which JSON lacks: they are read as `null`;
+//! - half a surrogate pair, which Python can write, stands as it is inside arguments, results and context values
+//!   (a typed reader refuses it there); anywhere else it is an error.
+//!
+//! Bodies come from strangers. Decoding takes time linear in the length of the body (and its logarithm for
+//! contexts with more than a handful of names), memory of a small multiple of it, and no stack however deeply
+//! it is nested.
+
+mod context;
+mod escape;
+mod reply;
+mod request;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Deserialize;
+use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+pub use context::CallerContext;
+pub use reply::{Reply, ReplyBody, decode_reply, encode_reply};
+pub use request::{
+    CallParts, Request, RequestParts, RequestVersion, Times, decode_request, encode_request,
+};
+
+use crate::target::Version;
+
+/// The version of the envelope that is written, and the newest that is read.
+const ENVELOPE: Version = Version::new(2, 0);
+
+/// A body that cannot be read. It says what is wrong and where, and never quotes what was there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WireError {
+    what: &'static str,
+    place: Option<(usize, usize)>,
+}
+
+impl WireError {
+    const fn new(what: &'static str) -> Self {
+        Self { what, place: None }
+    }
+
+    /// Takes the place only: the texts of serde_json quote what they met.
+    fn at(what: &'static str, cause: &serde_json::Error) -> Self {
+        Self {
+            what,
+            place: Some((cause.line(), cause.column())),
+        }
+    }
+}
+
+impl fmt::Display for WireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.what)?;
+        self.place.map_or(Ok(()), |(line, column)| {
+            write!(f, " (line {line}, column {column})")
+        })
+    }
+}
+
+impl std::error::Error for WireError {}
+
+/// The time now in Unix milliseconds; 0 if the clock stands before 1970.
+pub fn unix_ms_now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        })
+}
+
+/// Where something stands in the inner text.
+type Span = Range<usize>;
+
+/// Where `part`, a slice of `whole`, stands in it.
+fn span_of(whole: &str, part: &str) -> Span {
+    let start = part.as_ptr() as usize - whole.as_ptr() as usize;
+    start..start + part.len()
+}
+
+/// A string of the inner text: its place, or its own copy where it was written with escapes.
+#[derive(Clone)]
+enum Text {
+    Here(Span),
+    Own(Box<str>),
+}
+
+impl Text {
+    fn new(whole: &str, text: Cow<'_, str>) -> Self {
+        match text {
+            Cow::Borrowed(part) => Self::Here(span_of(whole, part)),
+            Cow::Owned(text) => Self::Own(text.into_boxed_str()),
+        }
+    }
+
+    fn get<'a>(&'a self, whole: &'a str) -> &'a str {
+        match self {
+            Self::Here(span) => &whole[span.clone()],
+            Self::Own(text) => text,
+        }
+    }
+}
+
+/// The content of a JSON string, or `None` if the value is something else or holds half a surrogate pair.
+fn as_string(value: &str) -> Option<Cow<'_, str>> {
+    let inside = value.strip_prefix('"')?.strip_suffix('"')?;
+    escape::unescape(inside)
+}
+
+/// Whether Python's `if` would take the value for true.
+fn is_truthy(value: &str) -> bool {
+    match value.as_bytes() {
+        b"null" | b"false" | b"\"\"" => false,
+        [b'[' | b'{', inside @ .., _] => !inside.iter().all(u8::is_ascii_whitespace),
+        [b'-' | b'0'..=b'9', ..] => value.parse::<f64>().is_ok_and(|number| number != 0.0),
+        _ => true,
+    }
+}
+
+/// Calls `visit` with the name and the JSON text of each member of the object that `text` must be.
+fn each_member<'a>(
+    text: &'a str,
+    visit: impl FnMut(Cow<'a, str>, &'a str),
+) -> serde_json::Result<()> {
+    #[derive(Deserialize)]
+    struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+    struct Members<F>(F);
+
+    impl<'de, F: FnMut(Cow<'de, str>, &'de str)> Visitor<'de> for Members<F> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+            while let Some(Name(name)) = map.next_key()? {
+                // Raw values are skipped without recursion, so that no depth of nesting can exhaust the stack.
+                let value: &RawValue = map.next_value()?;
+                (self.0)(name, value.get());
+            }
+            Ok(())
+        }
+    }
+
+    let mut reader = serde_json::Deserializer::from_str(text);
+    reader.deserialize_map(Members(visit))?;
+    reader.end()
+}
+
+/// Reads `text` with `read`, and on failure once more with Python's bare words made `null`.
+fn lenient<'a, T>(
+    text: Cow<'a, str>,
+    what: &'static str,
+    read: impl Fn(&str) -> serde_json::Result<T>,
+) -> Result<(Cow<'a, str>, T), WireError> {
+    let fault = match read(&text) {
+        Ok(value) => return Ok((text, value)),
+        Err(fault) => fault,
+    };
+    let Some(plain) = escape::bare_words_to_null(&text) else {
+        return Err(WireError::at(what, &fault));
+    };
+    let value = read(&plain).map_err(|fault| WireError::at(what, &fault))?;
+    Ok((Cow::Owned(plain), value))
+}
+
+/// Takes the inner text out of a body.
+fn open_envelope(body: &[u8]) -> Result<Cow<'_, str>, WireError> {
+    let text = std::str::from_utf8(body).map_err(|_| WireError::new("the body is not UTF-8"))?;
+    let (text, (version, message)) = lenient(
+        Cow::Borrowed(text),
+        "the body is not a JSON object",
+        |text| {
+            let (mut version, mut message) = (None, None);
+            each_member(text, |name, value| match &*name {
+                "oslo.version" => version = Some(span_of(text, value)),
+                "oslo.message" => message = Some(span_of(text, value)),
+                _ => {}
+            })?;
+            Ok((version, message))
+        },
+    )?;
+    let (Some(version), Some(message)) = (version, message) else {
+        return Ok(text);
+    };
+    let version = as_string(&text[version])
+        .and_then(|version| version.parse::<Version>().ok())
+        .ok_or(WireError::new(
+            "the version of the envelope is not a version",
+        ))?;
+    if !ENVELOPE.serves(version) {
+        return Err(WireError::new(
+            "the version of the envelope is not compatible with 2.0",
+        ));
+    }
+    let message = as_string(&text[message]).ok_or(WireError::new(
+        "the message in the envelope is not a string",
+    ))?;
+    // Never empty-handed: without a single escape it would not hold an object with a member.
+    Ok(Cow::Owned(message.into_owned()))
+}
+
+#[cfg(test)]
+mod tests;
