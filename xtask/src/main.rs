@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use broker::Node;
+use broker::{Broker, Node};
 use stages::{Run, Stage};
 
 /// Chores of the Longshore workspace.
@@ -51,7 +51,7 @@ enum Chore {
     Brokers(Brokers),
     /// Makes the Python environment with oslo.messaging, and prints its interpreter
     Python,
-    /// Prints the variables that tests need, for `eval "$(cargo xtask env)"`, bringing up both
+    /// Prints the variables that tests need, for `eval "$(cargo xtask env)"`
     Env,
     /// Runs a benchmark, such as `bench memory`
     Bench {
@@ -146,8 +146,11 @@ fn brokers(name: &str, action: Action) -> Result<()> {
 }
 
 fn environment() -> Result<()> {
-    let mut variables = broker::Broker::up()?.environment()?;
-    variables.push(python::environment()?);
+    let mut variables = Broker::running()?.environment()?;
+    if !python::is_made() {
+        bail!("the Python environment is not made: run `cargo xtask python`");
+    }
+    variables.push(python::environment());
     for (name, value) in variables {
         let value = value.to_str().context("a path is not UTF-8")?;
         println!("export {name}={}", broker::quoted(value));

@@ -15,16 +15,19 @@ const INSTALL_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// What the environment is for; all of it must import before it counts as made.
 const NEEDED: &str = "import oslo_messaging, eventlet, pika";
 
+/// What was installed, written when all of it is.
+const STAMP: &str = "installed-requirements.txt";
+
 /// Makes the environment if it is missing or out of date, and returns its interpreter.
 pub(crate) fn ensure() -> Result<PathBuf> {
-    let directory = workspace::target().join("python");
-    let interpreter = directory.join("bin/python");
+    let directory = directory();
+    let interpreter = interpreter();
     let requirements = workspace::root().join("interop/requirements.txt");
     let wanted = fs::read_to_string(&requirements)
         .with_context(|| format!("cannot read {}", requirements.display()))?;
 
     // The stamp is the whole list: what was installed can be read, and no hash can collide.
-    let stamp = directory.join("installed-requirements.txt");
+    let stamp = directory.join(STAMP);
     if interpreter.exists() && fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
         return Ok(interpreter);
     }
@@ -50,8 +53,21 @@ pub(crate) fn ensure() -> Result<PathBuf> {
 }
 
 /// The variable that tells tests where the interpreter is.
-pub(crate) fn environment() -> Result<(&'static str, OsString)> {
-    Ok(("LONGSHORE_PYTHON", ensure()?.into()))
+pub(crate) fn environment() -> (&'static str, OsString) {
+    ("LONGSHORE_PYTHON", interpreter().into())
+}
+
+/// Whether the environment has been made.
+pub(crate) fn is_made() -> bool {
+    directory().join(STAMP).exists()
+}
+
+fn directory() -> PathBuf {
+    workspace::target().join("python")
+}
+
+fn interpreter() -> PathBuf {
+    directory().join("bin/python")
 }
 
 fn find_interpreter() -> Result<PathBuf> {

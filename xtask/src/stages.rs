@@ -118,7 +118,8 @@ impl Run {
     pub(crate) fn bring_up(&mut self) -> Result<()> {
         let broker = self.broker.insert(Broker::up()?);
         let mut environment = broker.environment()?;
-        environment.push(python::environment()?);
+        python::ensure()?;
+        environment.push(python::environment());
         environment.push(("CONFORMANCE_REQUIRE", "memory,amqp".into()));
         for (name, value) in &environment {
             println!("{name}={}", value.display());

@@ -49,6 +49,21 @@ impl Broker {
         Ok(Self::Own { node, started })
     }
 
+    /// The broker that is up already; an error if there is none.
+    pub(crate) fn running() -> Result<Self> {
+        if outside().is_some() {
+            return Self::up();
+        }
+        let node = Node::new(DEFAULT_NODE)?;
+        if !node.is_up()? {
+            bail!("no broker is up: run `cargo xtask brokers up`");
+        }
+        Ok(Self::Own {
+            node,
+            started: false,
+        })
+    }
+
     /// Stops what [`Broker::up`] has started, and leaves alone what was running before.
     pub(crate) fn release(self) -> Result<()> {
         match self {

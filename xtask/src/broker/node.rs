@@ -4,6 +4,7 @@
 use std::{
     fmt::Write as _,
     fs::{self, File, TryLockError},
+    io::ErrorKind,
     net::{Ipv4Addr, TcpListener},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -84,7 +85,7 @@ impl Node {
     pub(crate) fn up(&self) -> Result<bool> {
         let _lock = self.lock()?;
         if !self.server()?.is_empty() {
-            self.await_ready()?;
+            self.await_ready(|| Ok(self.server()?.is_empty()))?;
             return Ok(false);
         }
         package::ensure()?;
@@ -97,7 +98,7 @@ impl Node {
             Ok(ports) if ports.free() => ports,
             _ => Ports::find()?,
         };
-        self.configure(ports)?;
+        self.record(ports)?;
         self.launch(ports)?;
         Ok(true)
     }
@@ -106,6 +107,8 @@ impl Node {
     pub(crate) fn down(&self) -> Result<()> {
         let _lock = self.lock()?;
         self.shut_down()?;
+        // Without it `ctl` does not run, which would start the port mapper again.
+        remove_file(&self.directory.join("env"))?;
         self.end_stragglers()
     }
 
@@ -134,6 +137,11 @@ impl Node {
         self.start_again()
     }
 
+    /// Whether clients can connect.
+    pub(crate) fn is_up(&self) -> Result<bool> {
+        Ok(!self.server()?.is_empty() && self.open().is_ok())
+    }
+
     /// One line: what runs, and where.
     pub(crate) fn status(&self) -> Result<String> {
         let server = self.server()?;
@@ -153,7 +161,7 @@ impl Node {
 
     fn start_again(&self) -> Result<()> {
         if !self.server()?.is_empty() {
-            return self.await_ready();
+            return self.await_ready(|| Ok(self.server()?.is_empty()));
         }
         let ports = self.ports()?;
         // Clients have this port in their URLs: another one would be another broker.
@@ -164,6 +172,7 @@ impl Node {
     }
 
     fn launch(&self, ports: Ports) -> Result<()> {
+        self.configure(ports)?;
         let log = File::create(self.directory.join("log/start.log"))?;
         // A session of its own: neither the end of this program nor a Ctrl-C in its terminal
         // reaches the node.
@@ -177,17 +186,24 @@ impl Node {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
-        command
+        let mut child = command
             .spawn()
             .with_context(|| format!("cannot start `{}`", process::shown(&command)))?;
-        self.await_ready()
+        // Its own exit is what tells: a program that is being replaced by the next one in the
+        // chain of start scripts has no environment to be found by for a moment.
+        let started = self.await_ready(|| Ok(child.try_wait()?.is_some()));
+        if started.is_err() {
+            self.kill_server()?;
+        }
+        started
     }
 
-    fn await_ready(&self) -> Result<()> {
+    /// Waits until clients can connect; an error as soon as `ended` says that this is not to be.
+    fn await_ready(&self, mut ended: impl FnMut() -> Result<bool>) -> Result<()> {
         let mut last = None;
         let ready = process::wait_until(START_LIMIT, || match self.open() {
             Ok(()) => Ok(true),
-            Err(_) if self.server()?.is_empty() => {
+            Err(_) if ended()? => {
                 bail!("node `{}` ended: {}", self.name, self.log_tail())
             }
             Err(error) => {
@@ -216,8 +232,8 @@ impl Node {
 
     fn shut_down(&self) -> Result<()> {
         // The Erlang VM shuts down in order when it is asked to; the shell around it waits for it.
-        let vm: Vec<_> = self.server()?;
-        let vm: Vec<_> = vm.into_iter().filter(|p| p.name == "beam.smp").collect();
+        let mut vm = self.server()?;
+        vm.retain(|process| process.name == "beam.smp");
         process::signal(&vm, Signal::Term);
         if !vm.is_empty() && process::wait_until(STOP_LIMIT, || Ok(self.server()?.is_empty()))? {
             return Ok(());
@@ -298,6 +314,11 @@ impl Node {
         Ports::parse(&content).with_context(|| format!("{} is damaged", file.display()))
     }
 
+    fn record(&self, ports: Ports) -> Result<()> {
+        fs::create_dir_all(&self.directory)?;
+        Ok(fs::write(self.directory.join("ports"), ports.to_string())?)
+    }
+
     /// Writes all that the node and its control programs read.
     fn configure(&self, ports: Ports) -> Result<()> {
         for directory in ["data", "log", "config/conf.d", "home"] {
@@ -331,10 +352,15 @@ impl Node {
         write_script(
             &self.control_script(),
             &format!(
-                "# rabbitmqctl for the node `{}`.\nset -a\n. {}\nset +a\nexec {} \"$@\"\n",
-                self.name,
-                quoted(text(&environment)?),
-                package::CONTROL
+                "# rabbitmqctl for the node `{name}`.\n\
+                 if ! [ -e {environment} ]; then\n    \
+                     echo 'node {name} is down: run cargo xtask brokers up' >&2\n    \
+                     exit 69\n\
+                 fi\n\
+                 set -a\n. {environment}\nset +a\nexec {control} \"$@\"\n",
+                name = self.name,
+                environment = quoted(text(&environment)?),
+                control = package::CONTROL,
             ),
         )?;
         write_script(
@@ -346,8 +372,6 @@ impl Node {
                 self.name
             ),
         )?;
-        let recorded = self.directory.join("ports");
-        fs::write(recorded, ports.to_string())?;
         Ok(())
     }
 
@@ -462,6 +486,15 @@ fn names(processes: &[Process]) -> String {
         .map(|process| format!("{} {}", process.name, process.pid))
         .collect::<Vec<_>>()
         .join(", ")
+}
+
+fn remove_file(file: &Path) -> Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", file.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn remove(directory: &Path) -> Result<()> {
