@@ -24,7 +24,7 @@ use stages::{Run, Stage};
 
 /// Chores of the Longshore workspace.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", version, max_term_width = 100)]
+#[command(bin_name = "cargo xtask", version, max_term_width = 100)]
 struct Arguments {
     #[command(subcommand)]
     chore: Chore,
@@ -38,7 +38,12 @@ enum Chore {
         #[arg(long, value_delimiter = ',', value_name = "STAGE")]
         only: Vec<Stage>,
         /// Leave these stages out
-        #[arg(long, value_delimiter = ',', value_name = "STAGE")]
+        #[arg(
+            long,
+            value_delimiter = ',',
+            value_name = "STAGE",
+            hide_possible_values = true
+        )]
         skip: Vec<Stage>,
     },
     /// Runs the driver tests and the conformance suite again and again, up to the first failure

@@ -20,8 +20,14 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(40 * 60);
 
 /// A command line as a person would type it.
 pub(crate) fn shown(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words
+    let program = Path::new(command.get_program());
+    let program = match program.file_name() {
+        // The path of the toolchain that runs us tells nothing.
+        Some(name) if name == "cargo" => name,
+        _ => program.as_os_str(),
+    };
+    std::iter::once(program)
+        .chain(command.get_args())
         .map(OsStr::to_string_lossy)
         .collect::<Vec<_>>()
         .join(" ")

@@ -20,6 +20,9 @@ use crate::{process, workspace};
 /// A test program that is still running after this hangs.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(20 * 60);
 
+/// Marks a test program and the processes that it starts.
+const MARK: &str = "LONGSHORE_TEST_PROGRAM";
+
 /// Which kind of test a program holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Suite {
@@ -88,11 +91,18 @@ impl TestProgram {
         command
             .env("CARGO", workspace::cargo())
             .env("CARGO_MANIFEST_DIR", &directory)
+            .env(MARK, &self.executable)
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .current_dir(directory)
             .stdin(Stdio::null());
-        process::run_within(&mut command, PROGRAM_LIMIT)
-            .with_context(|| format!("{}::{}", self.package, self.target))
+        let outcome = process::run_within(&mut command, PROGRAM_LIMIT);
+        if outcome.is_err() {
+            // A test that failed or was killed may have left servers behind, which would answer
+            // the next one's calls.
+            let leftovers = process::with_environment(MARK, &self.executable)?;
+            process::signal(&leftovers, process::Signal::Kill);
+        }
+        outcome.with_context(|| format!("{}::{}", self.package, self.target))
     }
 }
 
