@@ -16,8 +16,9 @@ use crate::message::Correlation;
 pub enum ReplyBody<'a> {
     /// The call succeeded with this result: JSON text, written as it is.
     Result(&'a str),
-    /// The call failed.
-    Failure(&'a RemoteError),
+    /// The call failed; with the name of a kind of failure that a Python class cannot say. It travels as
+    /// `_x_kind`, which Python ignores.
+    Failure(&'a RemoteError, Option<&'a str>),
     /// The call is still running. Never to be sent unless the caller asked for it: Python's client breaks.
     Heartbeat,
 }
@@ -30,7 +31,7 @@ pub fn encode_reply(msg_id: &str, unique_id: Correlation, reply: ReplyBody<'_>) 
             failure = String::new();
             result.len()
         }
-        ReplyBody::Failure(error) => {
+        ReplyBody::Failure(error, _) => {
             failure = failure_text(error);
             failure.len() * 2
         }
@@ -46,10 +47,14 @@ pub fn encode_reply(msg_id: &str, unique_id: Correlation, reply: ReplyBody<'_>) 
             body.json(result);
             body.literal(r#",\"failure\":null,\"ending\":true"#);
         }
-        ReplyBody::Failure(_) => {
+        ReplyBody::Failure(_, kind) => {
             body.literal(r#"\"result\":null,\"failure\":"#);
             body.string(&failure);
             body.literal(r#",\"ending\":true"#);
+            if let Some(kind) = kind {
+                body.literal(r#",\"_x_kind\":"#);
+                body.string(kind);
+            }
         }
         ReplyBody::Heartbeat => {
             body.literal(r#"\"result\":null,\"failure\":null,\"ending\":false"#);
@@ -94,6 +99,8 @@ pub struct Reply {
     pub result: Option<Box<RawValue>>,
     /// The failure, if the call failed.
     pub failure: Option<RemoteError>,
+    /// The kind of the failure, where a Longshore server named one.
+    pub kind: Option<String>,
     /// Whether it is the last word on this call. A heartbeat is not, nor is a reply without this field.
     pub ending: bool,
 }
@@ -126,6 +133,7 @@ pub fn decode_reply(body: &[u8]) -> Result<Reply, WireError> {
         msg_id: Option<Span>,
         result: Option<Span>,
         failure: Option<Span>,
+        kind: Option<Span>,
         ending: Option<Span>,
     }
 
@@ -139,6 +147,7 @@ pub fn decode_reply(body: &[u8]) -> Result<Reply, WireError> {
                     "_msg_id" => &mut fields.msg_id,
                     "result" => &mut fields.result,
                     "failure" => &mut fields.failure,
+                    "_x_kind" => &mut fields.kind,
                     "ending" => &mut fields.ending,
                     _ => return,
                 };
@@ -152,6 +161,7 @@ pub fn decode_reply(body: &[u8]) -> Result<Reply, WireError> {
         msg_id: value(fields.msg_id)
             .and_then(as_string)
             .map(Cow::into_owned),
+        kind: value(fields.kind).and_then(as_string).map(Cow::into_owned),
         result: value(fields.result)
             .filter(|value| *value != "null")
             .and_then(|value| serde_json::from_str::<&RawValue>(value).ok())

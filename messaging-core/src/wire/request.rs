@@ -298,7 +298,7 @@ impl Fields {
         let given = |span: Option<Span>| value(span).filter(|value| *value != "null");
         let string = |span: Option<Span>, fault: &'static str| {
             given(span)
-                .map(|value| as_string(value).ok_or(WireError::new(fault)))
+                .map(|value| as_string(value).ok_or_else(|| WireError::new(fault)))
                 .transpose()
                 .map(|string| string.map(|string| Text::new(&text, string)))
         };
