@@ -308,3 +308,32 @@ fn read(path: &Path) -> std::io::Result<String> {
     }
     Ok(text)
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::ffi::OsStringExt as _;
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_utf8_in_the_environment_is_left_out() {
+        let variables = [
+            (&b"OS_DEFAULT__CONTROL_EXCHANGE"[..], &b"b\xfcro"[..]),
+            (b"OS_DEFAULT__\xff", b"x"),
+            (b"OS_DEFAULT__TRANSPORT_URL", b"memory://"),
+            (b"OS_REGION_NAME", b"x"),
+            (b"HOME__", b"x"),
+        ];
+        let variables = variables.map(|(name, value)| {
+            (
+                OsString::from_vec(name.to_vec()),
+                OsString::from_vec(value.to_vec()),
+            )
+        });
+        let kept = collect_environment(variables.into_iter());
+        assert_eq!(
+            kept.keys().collect::<Vec<_>>(),
+            ["OS_DEFAULT__TRANSPORT_URL"]
+        );
+    }
+}

@@ -5,20 +5,31 @@
 //! Nothing here names a broker or opens a socket.
 
 pub mod config;
+mod context;
 pub mod driver;
 pub mod error;
 pub mod executor;
+mod failure;
 mod io;
 pub mod message;
 pub mod options;
+mod park;
 pub mod registry;
+pub mod rpc;
+mod serializer;
 pub mod target;
+mod transport;
 pub mod url;
 pub mod wire;
 
+pub use context::{Context, DeliveryInfo, IntoContext};
 pub use error::{Error, ErrorKind, Outcome, RemoteError, Result};
+pub use failure::Failure;
+pub use serializer::Serializer;
 pub use target::{Target, Version};
+pub use transport::{Connect, ReplyCounters, Transport, TransportBuilder};
 pub use url::TransportUrl;
+pub use wire::CallerContext;
 
 /// What the macros of this crate expand to; not part of the API.
 #[doc(hidden)]

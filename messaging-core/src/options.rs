@@ -127,8 +127,8 @@ struct Setting {
 impl Options {
     /// Reads the group: URL query before environment before file before default.
     ///
-    /// Names may be written with `-` for `_`. An integer or number of seconds that is empty counts as unset, as in
-    /// oslo.config. The query may hold [`CORE_OPTIONS`] too. Options of the group that are unknown in the file or
+    /// Names may be written with `-` for `_`. An integer or number of seconds that is written but empty gives the
+    /// default. The query may hold [`CORE_OPTIONS`] too. Options of the group that are unknown in the file or
     /// the environment are warned of once: such a file is shared, with other releases too.
     ///
     /// # Errors
@@ -238,12 +238,14 @@ impl Setting {
         url: &TransportUrl,
         config: &Config,
     ) -> Result<Self> {
-        let in_url = in_query(option, url)?.map(|text| (text, Source::Url));
-        let anywhere = [in_url, config.lookup(group.name, option.name)];
-        for (text, source) in anywhere.into_iter().flatten() {
-            if let Some(value) = Value::parse(option.name, option.kind, text, &source)? {
-                return Ok(Self::new(option, text, Some(value), true));
-            }
+        let written = match in_query(option, url)? {
+            Some(text) => Some((text, Source::Url)),
+            None => config.lookup(group.name, option.name),
+        };
+        if let Some((text, source)) = written
+            && let Some(value) = Value::parse(option.name, option.kind, text, &source)?
+        {
+            return Ok(Self::new(option, text, Some(value), true));
         }
         let text = option.default.unwrap_or_default();
         let value = match option.default {

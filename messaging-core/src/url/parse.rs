@@ -13,7 +13,10 @@ use super::{Host, MAX_URL_LENGTH, TransportUrl, split_ipv6};
 use crate::error::{Error, Result};
 
 /// The remedy for most of what can be wrong with the part that holds the hosts.
-const ESCAPE: &str = "inside a user or password write `%`, `@`, `:`, `,`, `/` and `?` as %25, %40, %3A, %2C, %2F and %3F";
+const ESCAPE: &str =
+    "inside a user or password write `@`, `:`, `,`, `/` and `?` as %40, %3A, %2C, %2F and %3F";
+
+const LONGEST_SCHEME_SHOWN: usize = 40;
 
 /// Fails with [`Config`](crate::ErrorKind::Config), naming the part that is wrong, never quoting a user or password.
 impl FromStr for TransportUrl {
@@ -34,7 +37,9 @@ impl FromStr for TransportUrl {
                  as in `scheme://user:password@host:port/virtual_host`",
             ));
         };
-        let fail = |problem: String| Error::config(format!("transport URL {scheme}:…: {problem}"));
+        // A scheme is plain ASCII, so any length of it is a whole number of characters.
+        let shown = scheme.get(..LONGEST_SCHEME_SHOWN).unwrap_or(scheme);
+        let fail = |problem: String| Error::config(format!("transport URL {shown}:…: {problem}"));
         if rest.contains(char::is_control) {
             return Err(fail("it contains a control character; remove it".into()));
         }
@@ -55,7 +60,7 @@ impl FromStr for TransportUrl {
             None if path.is_empty() => None,
             None => {
                 tracing::warn!(
-                    scheme,
+                    scheme = shown,
                     "a transport URL without `//` after its scheme names no host; the rest of it is ignored"
                 );
                 None
@@ -129,13 +134,13 @@ fn parse_host(item: &str, quotable: bool, position: &dyn Fn() -> String) -> Resu
             Some((username, password)) => (username, Some(password)),
             None => (credentials, None),
         };
-        let username = name(username)
-            .map_err(|problem| format!("the user of {called} {problem}; {ESCAPE}"))?;
+        let username =
+            name(username).map_err(|problem| format!("the user of {called} {problem}"))?;
         host.username = Some(username);
         host.password = password
             .map(value)
             .transpose()
-            .map_err(|problem| format!("the password of {called} {problem}; {ESCAPE}"))?;
+            .map_err(|problem| format!("the password of {called} {problem}"))?;
     }
     Ok(host)
 }

@@ -1,0 +1,184 @@
+//! Waiting without a runtime: `block_on` for plain threads, and a sleep that works in it and on tokio.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::Instant;
+
+use tokio::runtime::Handle;
+
+use crate::error::{Error, Result};
+
+thread_local! {
+    /// Within `block_on`: the earliest time a sleep of the current poll wants to be polled again.
+    static NEXT_TIMER: Cell<Option<Option<Instant>>> = const { Cell::new(None) };
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Runs a future on this thread, which it parks while there is nothing to do.
+///
+/// # Errors
+/// [`Config`](crate::ErrorKind::Config) on a thread that is polling a tokio task, which it would stop.
+pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    if polls_a_tokio_task() {
+        return Err(Error::config(
+            "a blocking call would stop this runtime worker: use .await here, or call from a plain thread or a plain handler",
+        ));
+    }
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut cx = Context::from_waker(&waker);
+    loop {
+        let outer = NEXT_TIMER.replace(Some(None));
+        let polled = future.as_mut().poll(&mut cx);
+        let timer = NEXT_TIMER.replace(outer).flatten();
+        if let Poll::Ready(result) = polled {
+            return result;
+        }
+        match timer {
+            Some(at) => thread::park_timeout(at.saturating_duration_since(Instant::now())),
+            None => thread::park(),
+        }
+    }
+}
+
+/// Whether this thread is inside the poll of a tokio task. Threads of `spawn_blocking` and threads that merely
+/// entered a runtime are not: only tasks have a cooperative budget that runs out.
+fn polls_a_tokio_task() -> bool {
+    if Handle::try_current().is_err() {
+        return false;
+    }
+    let mut cx = Context::from_waker(Waker::noop());
+    // A task's budget is 128 operations; asking for more than that is what tells.
+    (0..256).any(|_| {
+        pin!(tokio::task::consume_budget())
+            .poll(&mut cx)
+            .is_pending()
+    })
+}
+
+/// Sleeps until a time, on a tokio runtime or within [`block_on`].
+#[derive(Debug)]
+pub(crate) struct Sleep {
+    until: Instant,
+    timer: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Sleep {
+    pub(crate) fn until(until: Instant) -> Self {
+        Self { until, timer: None }
+    }
+
+    /// Moves the time. A later poll arms it anew.
+    pub(crate) fn reset(&mut self, until: Instant) {
+        self.until = until;
+        if let Some(timer) = &mut self.timer {
+            timer.as_mut().reset(until.into());
+        }
+    }
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if Instant::now() >= self.until {
+            return Poll::Ready(());
+        }
+        if let Some(earliest) = NEXT_TIMER.get() {
+            let next = earliest.map_or(self.until, |earliest| earliest.min(self.until));
+            NEXT_TIMER.set(Some(Some(next)));
+            return Poll::Pending;
+        }
+        let until = self.until;
+        self.timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until.into())))
+            .as_mut()
+            .poll(cx)
+    }
+}
+
+/// The future's output, or `None` when the deadline passed first.
+pub(crate) async fn before<F: Future>(deadline: Instant, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut sleep = Sleep::until(deadline);
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        Pin::new(&mut sleep).poll(cx).map(|()| None)
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn sleeps_without_a_runtime() {
+        let started = Instant::now();
+        block_on(async {
+            Sleep::until(started + Duration::from_millis(30)).await;
+            Ok(())
+        })
+        .unwrap();
+        assert!(started.elapsed() >= Duration::from_millis(30));
+    }
+
+    #[test]
+    fn is_woken_by_another_thread() {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let thread = thread::spawn(move || sender.send(7).unwrap());
+        let got = block_on(async { Ok(receiver.await.unwrap()) }).unwrap();
+        thread.join().unwrap();
+        assert_eq!(got, 7);
+    }
+
+    #[test]
+    fn refuses_inside_a_task_but_not_on_a_blocking_thread() {
+        for runtime in [
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap(),
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap(),
+        ] {
+            runtime.block_on(async {
+                assert!(block_on(async { Ok(()) }).is_err());
+                assert!(
+                    tokio::spawn(async { block_on(async { Ok(()) }).is_err() })
+                        .await
+                        .unwrap()
+                );
+                let soon = Instant::now() + Duration::from_millis(5);
+                let blocking = tokio::task::spawn_blocking(move || {
+                    block_on(async {
+                        Sleep::until(soon).await;
+                        Ok(())
+                    })
+                });
+                assert!(blocking.await.unwrap().is_ok());
+            });
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Remote procedure calls: clients, servers, and all that happens between them on every transport alike.
+
+pub(crate) mod access;
+mod call;
+mod cast;
+mod client;
+mod counters;
+mod handler;
+mod job;
+mod outbox;
+mod outgoing;
+mod pending;
+mod pump;
+mod router;
+mod server;
+mod window;
+
+pub use access::{AccessPolicy, AllowAll, AllowExposed, AllowPublic};
+pub use client::{Nobody, Retry, RpcClient};
+pub use counters::ServerCounters;
+pub use handler::{Handler, PlainHandler, StateWithArgs, StateWithoutArgs, WithArgs, WithoutArgs};
+pub use outgoing::{Call, Cast};
+pub use router::Router;
+pub use server::{Drained, IntoExecutor, RpcServer, RpcServerBuilder};
+
+pub(crate) use outbox::{Outbox, ReplySink};
+pub(crate) use pending::Pending;

@@ -1,0 +1,180 @@
+//! The pump of a server: permit, delivery, executor.
+
+use std::future::poll_fn;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::driver::{Incoming, Listener};
+use crate::error::{Error, ErrorKind};
+use crate::executor::Job;
+use crate::rpc::job::{self, Handed};
+use crate::rpc::server::{Drained, Shared};
+
+/// How many jobs are handed over at once.
+const BATCH: usize = 32;
+/// The pause after an executor refused jobs, which went back to their queues.
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
+/// How long handed jobs may stay unpolled before the log names the server.
+const STARVED: Duration = Duration::from_secs(1);
+/// How long replies may go on being sent after the last handler ended, at the least.
+const CLOSE_GRACE: Duration = Duration::from_millis(300);
+
+enum Step {
+    Jobs(Vec<Job>),
+    Stop,
+    /// The listener ended by itself.
+    Ended,
+}
+
+/// Moves deliveries to the executor until the server is to stop; then drains it.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    mut listener: Box<dyn Listener>,
+    mut stop: watch::Receiver<Option<Instant>>,
+    ended: watch::Sender<Option<Drained>>,
+) {
+    let mut error = None;
+    loop {
+        match poll_fn(|cx| step(&shared, &mut *listener, cx)).await {
+            Step::Jobs(jobs) => {
+                shared
+                    .handed
+                    .fetch_add(jobs.len() as u64, Ordering::Relaxed);
+                if let Err(refused) = shared.executor.spawn_batch(jobs) {
+                    tracing::warn!(
+                        target: "longshore::rpc",
+                        server = shared.name, jobs = refused.jobs.len(),
+                        "the executor refused requests, which go back: {}", refused.error,
+                    );
+                    drop(refused);
+                    tokio::time::sleep(REFUSED_PAUSE).await;
+                }
+                // A queue that is never empty must not keep the thread from everything else.
+                tokio::task::consume_budget().await;
+            }
+            Step::Stop => break,
+            Step::Ended => {
+                let text = "the subscription ended by itself: the transport was closed";
+                error = Some(Error::unknown(ErrorKind::Closed, text));
+                break;
+            }
+        }
+    }
+    let drained = drain(&shared, listener, &mut stop, error).await;
+    tracing::debug!(target: "longshore::rpc", server = shared.name, ?drained, "server stopped");
+    ended.send_replace(Some(drained));
+}
+
+fn step(shared: &Arc<Shared>, listener: &mut dyn Listener, cx: &mut Context<'_>) -> Poll<Step> {
+    // Registered before anything is checked, so that no permit and no stop is missed.
+    shared.pump_waker.register(cx.waker());
+    if shared.stopping.load(Ordering::Acquire) {
+        return Poll::Ready(Step::Stop);
+    }
+    let mut jobs = Vec::new();
+    while jobs.len() < BATCH {
+        let Some(permit) = shared.permit() else {
+            listener.poll_arrivals(cx);
+            break;
+        };
+        match listener.poll_next(cx) {
+            Poll::Ready(Some(Incoming::Delivery(delivery))) => {
+                if jobs.is_empty() {
+                    jobs.reserve(BATCH.min(8));
+                }
+                jobs.push(Job::new(job::run(Handed::new(
+                    shared.clone(),
+                    delivery,
+                    permit,
+                ))));
+            }
+            Poll::Ready(Some(Incoming::Rejected { reason })) => job::unreadable(shared, &reason),
+            Poll::Ready(None) if jobs.is_empty() => return Poll::Ready(Step::Ended),
+            Poll::Ready(None) | Poll::Pending => break,
+        }
+    }
+    if jobs.is_empty() {
+        Poll::Pending
+    } else {
+        Poll::Ready(Step::Jobs(jobs))
+    }
+}
+
+async fn drain(
+    shared: &Arc<Shared>,
+    mut listener: Box<dyn Listener>,
+    stop: &mut watch::Receiver<Option<Instant>>,
+    mut error: Option<Error>,
+) -> Drained {
+    let running = shared.in_flight();
+    let deadline = stop
+        .borrow_and_update()
+        .unwrap_or_else(|| Instant::now() + Duration::from_secs(1));
+    let close_by = deadline.max(Instant::now() + CLOSE_GRACE);
+    if let Err(failed) = listener.stop(close_by).await {
+        error.get_or_insert(failed);
+    }
+    let still_running = close_executor(shared, deadline, stop).await;
+    if still_running > 0 {
+        shared.abandon.send_replace(true);
+        tracing::warn!(
+            target: "longshore::rpc",
+            server = shared.name, still_running, "the server stops while handlers are still running",
+        );
+    }
+    let close_by = close_by.max(Instant::now() + CLOSE_GRACE);
+    if let Err(failed) = listener.close(close_by).await {
+        error.get_or_insert(failed);
+    }
+    Drained {
+        finished: running.saturating_sub(still_running),
+        still_running,
+        error,
+    }
+}
+
+/// Waits for the executor; a second stop with an earlier end shortens the wait.
+async fn close_executor(
+    shared: &Shared,
+    mut deadline: Instant,
+    stop: &mut watch::Receiver<Option<Instant>>,
+) -> u32 {
+    loop {
+        tokio::select! {
+            still_running = shared.executor.close(deadline) => return still_running,
+            Ok(()) = stop.changed() => {
+                if let Some(earlier) = *stop.borrow_and_update() {
+                    deadline = deadline.min(earlier);
+                }
+            }
+        }
+    }
+}
+
+/// Logs, once per occasion, that an executor's runtime polls nothing: a handler blocks its threads.
+pub(crate) async fn watch_for_starvation(server: Weak<Shared>) {
+    let mut ticks = tokio::time::interval(STARVED);
+    let (mut last_begun, mut waited, mut logged) = (0, false, false);
+    loop {
+        ticks.tick().await;
+        let Some(shared) = server.upgrade() else {
+            return;
+        };
+        let begun = shared.begun.load(Ordering::Relaxed);
+        let waits = shared.handed.load(Ordering::Relaxed) > begun;
+        let starved = waits && waited && begun == last_begun;
+        if starved && !logged {
+            tracing::warn!(
+                target: "longshore::rpc",
+                server = shared.name,
+                "requests have waited a second for the executor to begin them: a handler blocks its threads; \
+                 use the threaded executor, or make the handler a plain method",
+            );
+        }
+        (last_begun, waited, logged) = (begun, waits, starved);
+    }
+}

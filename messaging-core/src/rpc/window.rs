@@ -1,0 +1,132 @@
+//! What a server remembers of the requests it saw: duplicates, and the clocks of its callers.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+
+/// The last ids a server saw. Ids are kept as keyed hashes, so that a stranger's long ids cost no memory and
+/// cannot be made to collide.
+#[derive(Debug)]
+pub(crate) struct Window {
+    capacity: usize,
+    hasher: RandomState,
+    order: VecDeque<u64>,
+    seen: HashSet<u64>,
+}
+
+impl Window {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            hasher: RandomState::new(),
+            order: VecDeque::new(),
+            seen: HashSet::new(),
+        }
+    }
+
+    pub(crate) fn contains(&self, id: &str) -> bool {
+        self.seen.contains(&self.hasher.hash_one(id))
+    }
+
+    /// Remembers an id; false: it was there already.
+    pub(crate) fn insert(&mut self, id: &str) -> bool {
+        let hash = self.hasher.hash_one(id);
+        if self.capacity == 0 || !self.seen.insert(hash) {
+            return self.capacity == 0;
+        }
+        if self.order.len() == self.capacity
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.seen.remove(&oldest);
+        }
+        self.order.push_back(hash);
+        true
+    }
+
+    /// Forgets an id whose request was not run after all.
+    pub(crate) fn remove(&mut self, id: &str) {
+        let hash = self.hasher.hash_one(id);
+        if self.seen.remove(&hash) {
+            self.order.retain(|other| *other != hash);
+        }
+    }
+}
+
+/// The most that a caller's clock is believed to differ from ours, in milliseconds.
+const MAX_SKEW_MS: i64 = 2_000;
+/// How many callers are remembered.
+const CALLERS: usize = 4_096;
+
+/// How far the clocks of callers are behind ours, as far as their requests can tell.
+///
+/// The lowest delay between a request's sending and its arrival in this process holds the difference of the clocks
+/// and the shortest way. A caller's deadline is moved later by it, by two seconds at most; so the first request of a
+/// caller is forgiven what it waited at the broker (which drops expired requests itself), and from then on expiry is as exact as
+/// its fastest request.
+#[derive(Debug, Default)]
+pub(crate) struct Clocks {
+    lowest: HashMap<u64, i64>,
+    order: VecDeque<u64>,
+    hasher: RandomState,
+}
+
+impl Clocks {
+    /// How many milliseconds later than it says this caller's deadline falls on our clock.
+    pub(crate) fn correction(&mut self, caller: &str, sent_ms: u64, received_ms: u64) -> u64 {
+        let delay = i64::try_from(received_ms)
+            .unwrap_or(i64::MAX)
+            .saturating_sub(i64::try_from(sent_ms).unwrap_or(i64::MAX));
+        let key = self.hasher.hash_one(caller);
+        if self.order.len() >= CALLERS
+            && !self.lowest.contains_key(&key)
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.lowest.remove(&oldest);
+        }
+        let order = &mut self.order;
+        let lowest = self.lowest.entry(key).or_insert_with(|| {
+            order.push_back(key);
+            delay
+        });
+        *lowest = delay.min(*lowest);
+        (*lowest).clamp(0, MAX_SKEW_MS).unsigned_abs()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_window_forgets_the_oldest_first() {
+        let mut window = Window::new(2);
+        assert!(window.insert("a") && window.insert("b") && !window.insert("a"));
+        assert!(window.insert("c"));
+        assert!(!window.contains("a") && window.contains("b") && window.contains("c"));
+        window.remove("b");
+        assert!(window.insert("b"));
+        assert!(
+            Window::new(0).insert("x"),
+            "a window of no size knows no duplicates"
+        );
+    }
+
+    #[test]
+    fn a_deadline_is_moved_by_the_lowest_delay_seen_and_two_seconds_at_most() {
+        let mut clocks = Clocks::default();
+        assert_eq!(clocks.correction("one", 1_000, 1_500), 500);
+        assert_eq!(clocks.correction("one", 2_000, 2_003), 3);
+        assert_eq!(clocks.correction("one", 3_000, 9_000), 3);
+        assert_eq!(clocks.correction("behind", 1_000, 60_000), 2_000);
+        assert_eq!(clocks.correction("ahead", 9_000, 1_000), 0);
+        assert_eq!(clocks.correction("odd", u64::MAX, 1_000), 0);
+    }
+
+    #[test]
+    fn callers_are_bounded() {
+        let mut clocks = Clocks::default();
+        for n in 0..10_000 {
+            clocks.correction(&n.to_string(), 0, 0);
+        }
+        assert!(clocks.lowest.len() <= CALLERS && clocks.order.len() <= CALLERS);
+    }
+}
