@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use messaging_core::{Error, Outcome};
+use tokio::sync::Notify;
 
 use crate::failure::Failure;
 
@@ -15,7 +18,10 @@ const SHOWN: usize = 8;
 ///
 /// Senders and handlers write into it from anywhere; [`check`](Self::check) compares both sides.
 #[derive(Debug, Default)]
-pub struct Ledger(Mutex<BTreeMap<u64, Entry>>);
+pub struct Ledger {
+    entries: Mutex<BTreeMap<u64, Entry>>,
+    changed: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Entry {
@@ -84,7 +90,26 @@ impl Ledger {
         let mut entries = self.entries();
         let entry = entries.entry(id).or_default();
         entry.handled += 1;
-        entry.handled
+        let times = entry.handled;
+        drop(entries);
+        self.changed.notify_waiters();
+        times
+    }
+
+    /// Waits until this many messages were handled at least once; false: they were not, in that time.
+    pub async fn wait_handled(&self, count: usize, within: Duration) -> bool {
+        let enough = async {
+            loop {
+                let mut changed = pin!(self.changed.notified());
+                // Enabled before the look, so that no change falls between look and wait.
+                changed.as_mut().enable();
+                if self.handled_count() >= count {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(within, enough).await.is_ok()
     }
 
     /// The caller has its reply.
@@ -172,7 +197,7 @@ impl Ledger {
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<u64, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use messaging_core::TransportUrl;
 use messaging_core::config::Config;
 use messaging_core::driver::{Capabilities, Driver, DriverContext, Io};
 use messaging_core::registry::DriverRegistration;
+use messaging_core::{Transport, TransportUrl};
 
 use crate::events::Events;
 use crate::failure::{Failure, fail};
@@ -45,7 +45,23 @@ pub struct Session {
     pub(crate) patience: Duration,
     pub(crate) max_body: usize,
     pub(crate) progress: Progress,
-    opened: Mutex<Vec<Arc<dyn Driver>>>,
+    opened: Mutex<Vec<Opened>>,
+}
+
+/// What a test opened and has to close.
+#[derive(Debug)]
+enum Opened {
+    Driver(Arc<dyn Driver>),
+    Transport(Transport),
+}
+
+impl Opened {
+    async fn close(&self) -> messaging_core::Result<()> {
+        match self {
+            Self::Driver(driver) => driver.close(Instant::now() + CLOSE).await,
+            Self::Transport(transport) => transport.close(CLOSE).await,
+        }
+    }
 }
 
 /// What a test is doing, readable from outside when it hangs.
@@ -143,21 +159,41 @@ impl Session {
         }
     }
 
+    /// Another transport, its link up.
+    pub(crate) async fn transport(&self) -> Result<Transport, Failure> {
+        let builder = Transport::builder(&self.url)
+            // What stands in the environment of the test run is not what is tested.
+            .config(Config::default());
+        let transport = builder.lazy()?;
+        self.opened
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Opened::Transport(transport.clone()));
+        let ready = transport.ready(self.patience);
+        match tokio::time::timeout(self.patience + SLACK, ready).await {
+            Ok(Ok(())) => Ok(transport),
+            Ok(Err(error)) => Err(Failure::from(error).during("the link did not come up")),
+            Err(_) => fail!(
+                "ready() did not return by its deadline of {:?}",
+                self.patience
+            ),
+        }
+    }
+
     /// Has the driver closed, and that checked, when the test is over.
     pub(crate) fn close_at_the_end(&self, driver: Arc<dyn Driver>) {
         self.opened
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(driver);
+            .push(Opened::Driver(driver));
     }
 
     /// Closes what was opened; each must return in time.
     pub(crate) async fn teardown(&self) -> Result<(), Failure> {
-        let drivers =
+        let opened =
             std::mem::take(&mut *self.opened.lock().unwrap_or_else(PoisonError::into_inner));
-        let all = drivers.iter().map(|driver| async {
-            let close = driver.close(Instant::now() + CLOSE);
-            match tokio::time::timeout(CLOSE + SLACK, close).await {
+        let all = opened.iter().map(|opened| async {
+            match tokio::time::timeout(CLOSE + SLACK, opened.close()).await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => Err(Failure::from(error).during("close() failed")),
                 Err(_) => fail!("close() did not return by its deadline of {CLOSE:?}"),
