@@ -168,17 +168,17 @@ pub trait IntoContext {
     ///
     /// # Errors
     /// [`ErrorKind::Codec`] when it does not serialize as an object.
-    fn into_context(&self) -> Result<(CallerContext, Option<Instant>)>;
+    fn to_context(&self) -> Result<(CallerContext, Option<Instant>)>;
 }
 
 impl IntoContext for Context {
-    fn into_context(&self) -> Result<(CallerContext, Option<Instant>)> {
+    fn to_context(&self) -> Result<(CallerContext, Option<Instant>)> {
         Ok((self.0.caller.clone(), self.0.deadline))
     }
 }
 
 impl<T: Serialize> IntoContext for T {
-    fn into_context(&self) -> Result<(CallerContext, Option<Instant>)> {
+    fn to_context(&self) -> Result<(CallerContext, Option<Instant>)> {
         Ok((CallerContext::from_serialize(self)?, None))
     }
 }

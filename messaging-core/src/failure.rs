@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Outcome, RemoteError};
 #[derive(Debug)]
 pub struct Failure {
     kind: ErrorKind,
-    remote: Option<RemoteError>,
+    remote: Option<Box<RemoteError>>,
     source: Option<Box<dyn StdError + Send + Sync>>,
     expected: bool,
 }
@@ -50,7 +50,7 @@ impl Failure {
         remote.args.push(message.into());
         Self {
             kind,
-            remote: Some(remote),
+            remote: Some(Box::new(remote)),
             source: None,
             expected: false,
         }
@@ -75,7 +75,7 @@ impl Failure {
             ..
         } = self;
         if let Some(remote) = remote {
-            return (remote, kind);
+            return (*remote, kind);
         }
         let source = source.expect("a failure holds a remote error or a source");
         if let Some(mapped) = map.find(&*source) {
@@ -110,7 +110,7 @@ impl<E: StdError + Send + Sync + 'static> From<E> for Failure {
         let source: Box<dyn StdError + Send + Sync> = Box::new(error);
         // A remote error that a handler makes or passes on crosses as it is.
         let (remote, source) = match source.downcast::<RemoteError>() {
-            Ok(remote) => (Some(*remote), None),
+            Ok(remote) => (Some(remote), None),
             Err(source) => (None, Some(source)),
         };
         Self {

@@ -22,9 +22,15 @@ mod transport;
 pub mod url;
 pub mod wire;
 
+pub use config::Config;
 pub use context::{Context, DeliveryInfo, IntoContext};
+pub use driver::{Accepted, Ack, Capabilities, Health, NobodyGrade};
 pub use error::{Error, ErrorKind, Outcome, RemoteError, Result};
 pub use failure::Failure;
+pub use rpc::{
+    AccessPolicy, AllowAll, AllowExposed, AllowPublic, Call, Cast, Drained, Nobody, Retry, Router,
+    RpcClient, RpcServer, RpcServerBuilder, ServerCounters,
+};
 pub use serializer::Serializer;
 pub use target::{Target, Version};
 pub use transport::{Connect, ReplyCounters, Transport, TransportBuilder};

@@ -67,36 +67,32 @@ impl std::error::Error for NotACorrelation {}
 
 /// Text headers of a message. Empty ones cost no allocation.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Headers(Option<Box<BTreeMap<String, String>>>);
+pub struct Headers(BTreeMap<String, String>);
 
 impl Headers {
     /// No headers.
     pub const fn new() -> Self {
-        Self(None)
+        Self(BTreeMap::new())
     }
 
     /// Sets one header and returns what it was.
     pub fn insert(&mut self, name: impl Into<String>, value: impl Into<String>) -> Option<String> {
-        self.0
-            .get_or_insert_default()
-            .insert(name.into(), value.into())
+        self.0.insert(name.into(), value.into())
     }
 
     /// The value of a header.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.as_ref()?.get(name).map(String::as_str)
+        self.0.get(name).map(String::as_str)
     }
 
     /// All headers in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0
-            .iter()
-            .flat_map(|map| map.iter().map(|(k, v)| (k.as_str(), v.as_str())))
+        self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.as_ref().is_none_or(|map| map.is_empty())
+        self.0.is_empty()
     }
 }
 

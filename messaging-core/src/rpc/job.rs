@@ -337,6 +337,8 @@ impl InFlight {
 
     fn finish(mut self, context: &Context, handled: Handled) {
         self.finished = true;
+        // Before the answer goes out: whoever has it finds the request no longer running.
+        self.shared.counters.running.subtract();
         let handled = match &self.shared.serializer {
             Some(serializer) => handled.and_then(|text| {
                 let value = serde_json::from_str(&text)?;
@@ -354,6 +356,7 @@ impl InFlight {
             Err(failure) => self.fail(context, failure),
         }
         if self.shared.ack == Ack::AfterWork {
+            // Entered before it is acknowledged: a redelivery after this line is a duplicate.
             if let Some(id) = &self.id {
                 memory(&self.shared).window.insert(id);
             }
@@ -405,13 +408,13 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.shared.counters.running.subtract();
-        if let Some(heartbeats) = self.heartbeats.take() {
-            heartbeats.abort();
-        }
         if self.finished {
             return;
         }
+        if let Some(heartbeats) = self.heartbeats.take() {
+            heartbeats.abort();
+        }
+        self.shared.counters.running.subtract();
         self.shared.counters.abandoned.add();
         // After-work: the dropped settlement requeues it, and another server answers.
         if self.shared.ack == Ack::OnReceipt {

@@ -99,7 +99,7 @@ impl Outgoing {
     }
 
     fn set_context(&mut self, context: &impl IntoContext) {
-        match context.into_context() {
+        match context.to_context() {
             Ok((context, deadline)) => {
                 self.context = context;
                 self.inherited_deadline = deadline;

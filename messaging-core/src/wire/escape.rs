@@ -177,6 +177,31 @@ fn hex(digits: &[u8]) -> Option<u32> {
     })
 }
 
+/// The same JSON with half surrogate pairs made U+FFFD, for text that is shown to people.
+pub(super) fn whole_surrogates(json: &str) -> Cow<'_, str> {
+    let mut whole = String::new();
+    let (mut at, mut done) = (0, 0);
+    while let Some(next) = backslash(&json[at..]) {
+        at += next;
+        let bytes = &json.as_bytes()[at + 1..];
+        match escaped(bytes) {
+            Some((_, length)) => at += 1 + length,
+            None if bytes.len() >= 5 && bytes[0] == b'u' && hex(&bytes[1..5]).is_some() => {
+                whole.push_str(&json[done..at]);
+                whole.push_str("\\ufffd");
+                at += 6;
+                done = at;
+            }
+            None => break,
+        }
+    }
+    if done == 0 {
+        return Cow::Borrowed(json);
+    }
+    whole.push_str(&json[done..]);
+    Cow::Owned(whole)
+}
+
 /// The same JSON with the words `NaN`, `Infinity` and `-Infinity` outside strings made `null`; `None` if it
 /// holds none of them.
 pub(super) fn bare_words_to_null(text: &str) -> Option<String> {

@@ -211,7 +211,7 @@ fn open_envelope(body: &[u8]) -> Result<Cow<'_, str>, WireError> {
     let message = as_string(&text[message]).ok_or(WireError::new(
         "the message in the envelope is not a string",
     ))?;
-    // Never empty-handed: without a single escape it would not hold an object with a member.
+    // It had quotes to unescape, so this copies only what has no members to read.
     Ok(Cow::Owned(message.into_owned()))
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::escape::Body;
+use super::escape::{Body, whole_surrogates};
 use super::{Span, WireError, as_string, each_member, is_truthy, lenient, open_envelope, span_of};
 use crate::error::RemoteError;
 use crate::message::Correlation;
@@ -123,7 +123,8 @@ impl std::fmt::Debug for Reply {
 /// Reads the body of a reply.
 ///
 /// Every field may be missing; a failure may be a string that holds JSON, as Python writes it, or the object
-/// itself, or any other text, which then is its message.
+/// itself, or any other text, which then is its message. Arguments of a failure are left out if they are longer
+/// than 64 KiB or nested deeper than 127 levels.
 ///
 /// # Errors
 /// If the body is not a JSON object in a known envelope.
@@ -179,20 +180,27 @@ const MAX_ARGS: usize = 64 * 1024;
 /// Reads a failure, whatever it is: that the call failed is certain, so nothing here is an error.
 fn remote_error(value: &str) -> RemoteError {
     let mut error = RemoteError::new("", "Exception", "");
-    let text = as_string(value).unwrap_or(Cow::Borrowed(value));
-    let read = lenient(text.clone(), "the failure is not a JSON object", |text| {
-        let mut error = error.clone();
-        each_member(text, |name, value| match &*name {
-            "class" => set(&mut error.class, value),
-            "module" => set(&mut error.module, value),
-            "message" => set(&mut error.message, value),
-            "tb" => error.traceback = lines(value),
-            "args" => error.args = small(value),
-            "kwargs" => error.kwargs = small(value),
-            _ => {}
-        })?;
-        Ok(error)
-    });
+    // Python puts half surrogate pairs into the names of files that are not UTF-8, and those into messages.
+    let value = whole_surrogates(value);
+    let text = as_string(&value).unwrap_or(Cow::Borrowed(&value));
+    let text = whole_surrogates(&text);
+    let read = lenient(
+        Cow::Borrowed(&text),
+        "the failure is not a JSON object",
+        |text| {
+            let mut error = error.clone();
+            each_member(text, |name, value| match &*name {
+                "class" => set(&mut error.class, value),
+                "module" => set(&mut error.module, value),
+                "message" => set(&mut error.message, value),
+                "tb" => error.traceback = lines(value),
+                "args" => error.args = small(value),
+                "kwargs" => error.kwargs = small(value),
+                _ => {}
+            })?;
+            Ok(error)
+        },
+    );
     match read {
         Ok((_, error)) => error,
         Err(_) => {

@@ -132,7 +132,7 @@ pub enum RequestVersion {
     Absent,
     /// This one.
     Given(Version),
-    /// Something that is no version, shortened, as Python would print it: no endpoint can serve it.
+    /// Something that is no version, shortened and fit to be printed: no endpoint can serve it.
     Bad(String),
 }
 
@@ -356,14 +356,17 @@ fn strip_context(name: Cow<'_, str>) -> Option<Cow<'_, str>> {
 }
 
 fn version(value: &str) -> RequestVersion {
+    let text = as_string(value);
+    if let Some(Ok(version)) = text.as_deref().map(str::parse) {
+        return RequestVersion::Given(version);
+    }
     let shown = match value {
-        "null" => Cow::Borrowed("None"),
-        _ => as_string(value).unwrap_or(Cow::Borrowed(value)),
+        "null" => "None",
+        _ => text.as_deref().unwrap_or(value),
     };
-    shown.parse().map_or_else(
-        |_| RequestVersion::Bad(shown.chars().take(64).collect()),
-        RequestVersion::Given,
-    )
+    // It ends up in logs and in the failure that the caller gets.
+    let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    RequestVersion::Bad(shown.chars().take(64).map(printable).collect())
 }
 
 /// As Python's `int()` understands it: a number is cut off, a string must be a whole number.
