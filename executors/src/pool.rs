@@ -70,6 +70,11 @@ impl ThreadPool {
         self.0.lock().threads
     }
 
+    /// How many of them have nothing to do.
+    pub fn idle(&self) -> usize {
+        self.0.lock().idle.len()
+    }
+
     /// How many jobs and pieces of work wait for a thread.
     pub fn queued(&self) -> usize {
         self.0.lock().queued.len()
@@ -405,5 +410,78 @@ impl Task {
         if let (Err(_), Some(gauge)) = (dropped, gauge) {
             report_panic(&gauge, "drop of a job");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use messaging_core::executor::{Job, Shared};
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    fn task(gauge: &Arc<Gauge>, runtime: &Handle, run: impl FnOnce() + Send + 'static) -> Task {
+        Task::Job {
+            job: gauge.admit_one(Job::new(async move { run() })).unwrap(),
+            runtime: runtime.clone(),
+        }
+    }
+
+    fn no_thread() -> io::Error {
+        io::Error::from(io::ErrorKind::WouldBlock)
+    }
+
+    #[test]
+    fn work_without_a_thread_waits_for_one_that_is_busy() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let gauge = Gauge::new("topic.server".to_owned(), &Shared::default());
+        let pool = ThreadPool::new(ThreadPoolOptions::default());
+        let (release, released) = mpsc::channel::<()>();
+        let (done, ended) = mpsc::channel();
+        let busy = task(&gauge, runtime.handle(), move || {
+            released.recv_timeout(SOON).unwrap();
+        });
+        assert!(Inner::place(&pool.0, busy, WhenFull::Refuse).is_ok());
+        // As if a second thread had been counted in and then not been given.
+        pool.0.lock().threads += 1;
+        let waiting = task(&gauge, runtime.handle(), move || done.send(()).unwrap());
+        assert!(
+            pool.0
+                .not_started(waiting, WhenFull::Queue, no_thread())
+                .is_ok()
+        );
+        assert_eq!((pool.threads(), pool.queued()), (1, 1));
+        release.send(()).unwrap();
+        ended.recv_timeout(SOON).unwrap();
+    }
+
+    #[test]
+    fn jobs_stranded_without_any_thread_are_dropped() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let gauge = Gauge::new("topic.server".to_owned(), &Shared::default());
+        let pool = ThreadPool::new(ThreadPoolOptions {
+            max_threads: 1,
+            ..ThreadPoolOptions::default()
+        });
+        pool.0.lock().threads += 1;
+        let queued = task(&gauge, runtime.handle(), || unreachable!());
+        assert!(Inner::place(&pool.0, queued, WhenFull::Refuse).is_ok());
+        assert_eq!((pool.queued(), gauge.running()), (1, 1));
+        let first = task(&gauge, runtime.handle(), || unreachable!());
+        let Err((first, Rejected::NoThread(_))) =
+            pool.0.not_started(first, WhenFull::Refuse, no_thread())
+        else {
+            panic!("the job comes back");
+        };
+        assert_eq!((pool.threads(), pool.queued()), (0, 0));
+        assert!(first.into_job().is_some());
+        assert_eq!(gauge.running(), 0);
     }
 }
