@@ -1,8 +1,10 @@
 //! The RabbitMQ nodes that the tests run against: the project's own, or one from outside.
 
 mod amqp;
+mod files;
 mod node;
 mod package;
+mod ports;
 
 use std::{
     env,

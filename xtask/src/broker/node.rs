@@ -2,11 +2,8 @@
 //! `target/brokers/NAME/`: it shares nothing with a node that the system runs.
 
 use std::{
-    fmt::Write as _,
     fs::{self, File, TryLockError},
     io::ErrorKind,
-    net::{Ipv4Addr, TcpListener},
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -14,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{PROBE, amqp::Endpoint, nodes_directory, package, quoted, text};
+use super::{PROBE, amqp::Endpoint, nodes_directory, package, ports::Ports};
 use crate::process::{self, Process, Signal};
 
 /// The node that the test run uses.
@@ -39,14 +36,6 @@ pub(crate) struct Node {
     directory: PathBuf,
 }
 
-/// The ports of one node, all on the loopback interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Ports {
-    amqp: u16,
-    distribution: u16,
-    mapper: u16,
-}
-
 impl Node {
     /// The node called `name`, which is letters, digits and hyphens. Nothing is started.
     pub(crate) fn new(name: &str) -> Result<Self> {
@@ -62,6 +51,10 @@ impl Node {
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Where clients connect to.
@@ -280,7 +273,7 @@ impl Node {
         process::with_environment("HOME", &self.home())
     }
 
-    fn home(&self) -> PathBuf {
+    pub(super) fn home(&self) -> PathBuf {
         self.directory.join("home")
     }
 
@@ -319,117 +312,6 @@ impl Node {
         Ok(fs::write(self.directory.join("ports"), ports.to_string())?)
     }
 
-    /// Writes all that the node and its control programs read.
-    fn configure(&self, ports: Ports) -> Result<()> {
-        for directory in ["data", "log", "config/conf.d", "home"] {
-            fs::create_dir_all(self.directory.join(directory))?;
-        }
-        let config = self.directory.join("config");
-        fs::write(
-            config.join("rabbitmq.conf"),
-            format!(
-                "listeners.tcp.1 = 127.0.0.1:{}\n\
-                 log.file.level = info\n\
-                 # A full disk or a big machine must not change what the tests see.\n\
-                 disk_free_limit.absolute = 64MB\n\
-                 vm_memory_high_watermark.absolute = 2GB\n\
-                 # The quorum queues' log is allocated at once, and is half a gigabyte by default.\n\
-                 raft.wal_max_size_bytes = 67108864\n",
-                ports.amqp
-            ),
-        )?;
-        fs::write(config.join("enabled_plugins"), "[].\n")?;
-        fs::write(config.join("advanced.config"), "[].\n")?;
-        fs::write(config.join("rabbitmq-env.conf"), "")?;
-        self.write_cookie()?;
-
-        let mut lines = String::new();
-        for (name, value) in self.environment(ports)? {
-            writeln!(lines, "{name}={}", quoted(&value))?;
-        }
-        let environment = self.directory.join("env");
-        fs::write(&environment, lines)?;
-        write_script(
-            &self.control_script(),
-            &format!(
-                "# rabbitmqctl for the node `{name}`.\n\
-                 if ! [ -e {environment} ]; then\n    \
-                     echo 'node {name} is down: run cargo xtask brokers up' >&2\n    \
-                     exit 69\n\
-                 fi\n\
-                 set -a\n. {environment}\nset +a\nexec {control} \"$@\"\n",
-                name = self.name,
-                environment = quoted(text(&environment)?),
-                control = package::CONTROL,
-            ),
-        )?;
-        write_script(
-            &self.node_script(),
-            &format!(
-                "# Starts, stops, restarts or kills the node `{}`.\nexec {} brokers --node {} \"$@\"\n",
-                self.name,
-                quoted(text(&std::env::current_exe()?)?),
-                self.name
-            ),
-        )?;
-        Ok(())
-    }
-
-    /// The secret that lets `rabbitmqctl` in. It is made once: it outlives the data.
-    fn write_cookie(&self) -> Result<()> {
-        let file = self.home().join(".erlang.cookie");
-        if file.exists() {
-            return Ok(());
-        }
-        let random = fs::read("/proc/sys/kernel/random/uuid").context("no source of randomness")?;
-        fs::write(&file, random.trim_ascii())?;
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o400))?;
-        Ok(())
-    }
-
-    /// The whole environment of the node's programs; nothing is inherited from ours.
-    fn environment(&self, ports: Ports) -> Result<Vec<(&'static str, String)>> {
-        let within = |path: &str| text(&self.directory.join(path)).map(str::to_owned);
-        // Erlang's distribution listens on every interface unless it is told otherwise.
-        let local = "-kernel inet_dist_use_interface {127,0,0,1}";
-        Ok(vec![
-            ("PATH", "/usr/local/bin:/usr/bin:/bin".to_owned()),
-            ("LANG", "C.UTF-8".to_owned()),
-            ("LC_ALL", "C.UTF-8".to_owned()),
-            ("HOME", within("home")?),
-            ("ERL_EPMD_ADDRESS", "127.0.0.1".to_owned()),
-            ("ERL_EPMD_PORT", ports.mapper.to_string()),
-            (
-                "RABBITMQ_NODENAME",
-                format!("longshore-{}@localhost", self.name),
-            ),
-            ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".to_owned()),
-            ("RABBITMQ_NODE_PORT", ports.amqp.to_string()),
-            ("RABBITMQ_DIST_PORT", ports.distribution.to_string()),
-            ("RABBITMQ_CTL_DIST_PORT_MIN", "35700".to_owned()),
-            ("RABBITMQ_CTL_DIST_PORT_MAX", "35799".to_owned()),
-            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", local.to_owned()),
-            ("RABBITMQ_CTL_ERL_ARGS", local.to_owned()),
-            ("RABBITMQ_MNESIA_BASE", within("data")?),
-            ("RABBITMQ_LOG_BASE", within("log")?),
-            ("RABBITMQ_CONFIG_FILE", within("config/rabbitmq.conf")?),
-            ("RABBITMQ_CONFIG_FILES", within("config/conf.d")?),
-            (
-                "RABBITMQ_ADVANCED_CONFIG_FILE",
-                within("config/advanced.config")?,
-            ),
-            (
-                "RABBITMQ_CONF_ENV_FILE",
-                within("config/rabbitmq-env.conf")?,
-            ),
-            (
-                "RABBITMQ_ENABLED_PLUGINS_FILE",
-                within("config/enabled_plugins")?,
-            ),
-            ("RABBITMQ_GENERATED_CONFIG_DIR", within("config/generated")?),
-        ])
-    }
-
     /// The last lines that the node wrote, for an error.
     fn log_tail(&self) -> String {
         let file = self.directory.join("log/start.log");
@@ -437,46 +319,6 @@ impl Node {
         let lines: Vec<_> = log.lines().filter(|line| !line.trim().is_empty()).collect();
         let tail = lines[lines.len().saturating_sub(15)..].join("\n    ");
         format!("{} ends with:\n    {tail}", file.display())
-    }
-}
-
-impl Ports {
-    /// Three free ports that no RabbitMQ node has by default (5672, 25672, 4369).
-    fn find() -> Result<Self> {
-        (0..100)
-            .map(|offset| Self {
-                amqp: 5682 + offset,
-                distribution: 25682 + offset,
-                mapper: 4379 + offset,
-            })
-            .find(|ports| ports.free())
-            .context("none of the ports 5682 to 5781 is free with its companions")
-    }
-
-    fn free(self) -> bool {
-        [self.amqp, self.distribution, self.mapper]
-            .into_iter()
-            .all(Self::is_free)
-    }
-
-    fn is_free(port: u16) -> bool {
-        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let mut numbers = text.split_whitespace().map(|word| word.parse().ok());
-        let mut next = || numbers.next().flatten();
-        Some(Self {
-            amqp: next()?,
-            distribution: next()?,
-            mapper: next()?,
-        })
-    }
-}
-
-impl std::fmt::Display for Ports {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "{} {} {}", self.amqp, self.distribution, self.mapper)
     }
 }
 
@@ -505,33 +347,9 @@ fn remove(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write_script(path: &Path, body: &str) -> Result<()> {
-    fs::write(path, format!("#!/bin/sh\n{body}"))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Node, Ports};
-
-    #[test]
-    fn ports_survive_being_written_down() {
-        let ports = Ports {
-            amqp: 5682,
-            distribution: 25682,
-            mapper: 4379,
-        };
-        assert_eq!(Ports::parse(&ports.to_string()), Some(ports));
-        assert_eq!(Ports::parse("5682 x 4379"), None);
-        assert_eq!(Ports::parse("5682 25682"), None);
-    }
-
-    #[test]
-    fn a_taken_port_is_not_offered() {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        assert!(!Ports::is_free(taken.local_addr().unwrap().port()));
-    }
+    use super::Node;
 
     #[test]
     fn a_node_name_cannot_leave_its_directory() {
