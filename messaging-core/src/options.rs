@@ -303,10 +303,24 @@ fn unknown(name: &str, normal: &str, group: &OptionGroup, url: &TransportUrl) ->
         .unwrap_or_default();
     Error::config(format!(
         "unknown option {} in the transport URL{nearest} (options of {}: {})",
-        quote(name),
+        if may_be_password(url) {
+            format!("`{MASK}`")
+        } else {
+            quote(name)
+        },
         quote(&url.scheme),
         names.join(", ")
     ))
+}
+
+/// Whether the query may be the rest of a password that has a raw `?` in it: its `@` stands there then.
+fn may_be_password(url: &TransportUrl) -> bool {
+    let has_user = url.hosts.iter().any(|host| host.username.is_some());
+    !has_user
+        && url
+            .query
+            .iter()
+            .any(|(name, value)| name.contains('@') || value.contains('@'))
 }
 
 /// The empty value, for an option that is unset, or is not of the type asked for.

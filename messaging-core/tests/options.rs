@@ -215,6 +215,8 @@ fn an_unknown_option_of_the_url_is_an_error() {
     let error = refused("nonsense=hunter2&durable=1");
     assert!(!error.contains("hunter2"), "{error}");
     assert!(!refused("hunter2@host=1").contains("hunter2"));
+    assert!(!refused("hunter2=x@host").contains("hunter2"));
+    assert!(!refused("hunter2=x&y=z@host").contains("hunter2"));
     assert!(refused(&format!("{}=1", "x".repeat(10_000))).len() < 400);
 }
 

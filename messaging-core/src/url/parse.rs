@@ -210,15 +210,19 @@ fn parse_query(text: &str) -> Result<BTreeMap<String, String>, String> {
         if option.is_empty() {
             return Err("an option has a value and no name; write `?name=value`".into());
         }
-        let text = value(&raw_value.replace('+', " "))
-            .map_err(|problem| format!("the value of option {} {problem}", quote(&option)))?;
+        // An `@` further on would make this a piece of a password with a raw `?` in it.
+        let value =
+            value(&raw_value.replace('+', " ")).map_err(|problem| match text.contains('@') {
+                true => format!("the value of an option {problem}"),
+                false => format!("the value of option {} {problem}", quote(&option)),
+            })?;
         query
             .entry(option)
             .and_modify(|values| {
                 values.push(',');
-                values.push_str(&text);
+                values.push_str(&value);
             })
-            .or_insert(text);
+            .or_insert(value);
     }
     Ok(query)
 }
