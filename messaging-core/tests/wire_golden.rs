@@ -3,6 +3,8 @@
 //! Each captured body is read, then written again from what was read; the two must be the same but for the
 //! freedom JSON leaves: white space and the way characters are escaped.
 
+#![expect(clippy::unwrap_used, reason = "a test may stop anywhere")]
+
 use std::fs;
 use std::path::PathBuf;
 

@@ -1,6 +1,8 @@
 //! What peers send that is odd, old, broken or meant to hurt: read or refused, never a panic, an exhausted stack
 //! or a wait.
 
+#![expect(clippy::unwrap_used, reason = "a test may stop anywhere")]
+
 use std::time::{Duration, Instant};
 
 use messaging_core::Version;
@@ -328,11 +330,15 @@ fn failures_in_every_shape() {
 }
 
 #[test]
-fn a_megabyte_of_nesting_exhausts_nothing() {
+fn no_depth_of_nesting_exhausts_the_stack() {
+    // Recursion takes some hundred bytes of stack for each level, and a test's thread has two megabytes.
+    let deep = |size: usize, open: &str, close: &str| {
+        let depth = size / (open.len() + close.len());
+        format!("{}0{}", open.repeat(depth), close.repeat(depth))
+    };
     for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
-        let depth = MEGABYTE / (open.len() + close.len());
-        let unclosed = open.repeat(MEGABYTE / open.len());
-        let closed = format!("{}0{}", open.repeat(depth), close.repeat(depth));
+        let unclosed = open.repeat(MEGABYTE / 16 / open.len());
+        let closed = deep(MEGABYTE / 16, open, close);
         for nested in [&unclosed, &closed] {
             look_at(nested.as_bytes());
             look_at(&envelope(nested));
@@ -357,6 +363,8 @@ fn a_megabyte_of_nesting_exhausts_nothing() {
                 look_at(&envelope(&format!("{{\"failure\":{failure}}}")));
             }
         }
+        look_at(open.repeat(MEGABYTE / open.len()).as_bytes());
+        let closed = deep(MEGABYTE, open, close);
         let request = with(&format!("\"args\":{closed},\"_context_a\":{closed}"));
         assert_eq!(request.args(), closed);
         assert_eq!(request.context().get("a").unwrap().get(), closed);
@@ -392,7 +400,7 @@ fn megabytes_of_small_things_take_no_long_time() {
         "\u{e9}",
         "NaN",
     ] {
-        let text = text.repeat(MEGABYTE / 3);
+        let text = text.repeat(MEGABYTE / 16);
         look_at(&envelope(&format!("{{\"method\":\"{text}\"}}")));
         look_at(&envelope(&format!("{{\"failure\":\"{text}\"}}")));
         look_at(&envelope(&format!(
@@ -432,15 +440,18 @@ fn damaged_bodies_are_read_or_refused() {
         .collect();
     assert!(bodies.len() > 20);
     const BYTES: &[u8] = b"\"\\{}[],:u0dN-I \x00\xff\xc3\xa9tfn";
-    for _ in 0..20_000 {
+    for _ in 0..5_000 {
         let mut body = bodies[random(bodies.len())].clone();
         for _ in 0..=random(3) {
+            if body.is_empty() {
+                break;
+            }
             let at = random(body.len());
             match random(4) {
                 0 => body[at] = BYTES[random(BYTES.len())],
                 1 => body.insert(at, BYTES[random(BYTES.len())]),
                 2 => drop(body.remove(at)),
-                _ => body.truncate(at.max(1)),
+                _ => body.truncate(at),
             }
         }
         look_at(&body);
