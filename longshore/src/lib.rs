@@ -52,16 +52,14 @@ pub mod executors {
     pub use messaging_executors::*;
 }
 
-/// The registrations of the linked drivers.
+/// The linked drivers' crates.
 ///
 /// A program finds drivers by the scheme of its URL and needs nothing of this. It is for places where nothing runs
 /// before `main`, such as static libraries, which call
-/// `longshore::registry::register_driver(&longshore::drivers::MEMORY)`, and the executors likewise.
+/// `longshore::registry::register_driver(&longshore::drivers::memory::DRIVER)`, and the executors likewise.
 pub mod drivers {
     #[cfg(feature = "amqp")]
-    #[doc(inline)]
-    pub use messaging_driver_amqp::DRIVER as AMQP;
+    pub use messaging_driver_amqp as amqp;
     #[cfg(feature = "memory")]
-    #[doc(inline)]
-    pub use messaging_driver_memory::DRIVER as MEMORY;
+    pub use messaging_driver_memory as memory;
 }

@@ -43,12 +43,8 @@ fn all_executors_are_there() {
 fn registering_by_hand_does_no_harm() {
     registry::register_executor(&longshore::executors::ASYNC);
     #[cfg(feature = "memory")]
-    registry::register_driver(&longshore::drivers::MEMORY);
-    #[cfg(feature = "amqp")]
-    registry::register_driver(&longshore::drivers::AMQP);
+    registry::register_driver(&longshore::drivers::memory::DRIVER);
     registry::find_executor("async").expect("one claim");
     #[cfg(feature = "memory")]
     registry::find_driver("memory").expect("one claim");
-    #[cfg(feature = "amqp")]
-    registry::find_driver("rabbit").expect("one claim");
 }
