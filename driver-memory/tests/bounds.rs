@@ -1,5 +1,7 @@
 //! Full queues: who is refused, who waits, and in which order room is given.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 mod common;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! Many threads at once: nothing is lost, doubled or left lying.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 mod common;
 
 use std::collections::HashMap;

@@ -2,6 +2,7 @@
 
 // Each test program uses its own part of this.
 #![allow(dead_code)]
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 use std::fmt;
 use std::future::poll_fn;
