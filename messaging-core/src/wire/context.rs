@@ -52,7 +52,7 @@ impl CallerContext {
         each_member(&text, |name, value| {
             entries.push(Entry {
                 name: Text::new(&text, name),
-                value: span_of(&text, value),
+                value: span_of(&text, value.get()),
             });
         })
         .map_err(|_| {

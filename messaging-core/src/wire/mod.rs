@@ -130,17 +130,17 @@ fn is_truthy(value: &str) -> bool {
     }
 }
 
-/// Calls `visit` with the name and the JSON text of each member of the object that `text` must be.
+/// Calls `visit` with the name and the value of each member of the object that `text` must be.
 fn each_member<'a>(
     text: &'a str,
-    visit: impl FnMut(Cow<'a, str>, &'a str),
+    visit: impl FnMut(Cow<'a, str>, &'a RawValue),
 ) -> serde_json::Result<()> {
     #[derive(Deserialize)]
     struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
     struct Members<F>(F);
 
-    impl<'de, F: FnMut(Cow<'de, str>, &'de str)> Visitor<'de> for Members<F> {
+    impl<'de, F: FnMut(Cow<'de, str>, &'de RawValue)> Visitor<'de> for Members<F> {
         type Value = ();
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -150,8 +150,7 @@ fn each_member<'a>(
         fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
             while let Some(Name(name)) = map.next_key()? {
                 // Raw values are skipped without recursion, so that no depth of nesting can exhaust the stack.
-                let value: &RawValue = map.next_value()?;
-                (self.0)(name, value.get());
+                (self.0)(name, map.next_value()?);
             }
             Ok(())
         }
@@ -181,6 +180,14 @@ fn lenient<'a, T>(
 
 /// Takes the inner text out of a body.
 fn open_envelope(body: &[u8]) -> Result<Cow<'_, str>, WireError> {
+    escape::usual_message(body).map_or_else(
+        || open_any_envelope(body),
+        |message| Ok(Cow::Owned(message)),
+    )
+}
+
+/// As above, whatever the order and the look of the keys.
+fn open_any_envelope(body: &[u8]) -> Result<Cow<'_, str>, WireError> {
     let text = std::str::from_utf8(body).map_err(|_| WireError::new("the body is not UTF-8"))?;
     let (text, (version, message)) = lenient(
         Cow::Borrowed(text),
@@ -188,8 +195,8 @@ fn open_envelope(body: &[u8]) -> Result<Cow<'_, str>, WireError> {
         |text| {
             let (mut version, mut message) = (None, None);
             each_member(text, |name, value| match &*name {
-                "oslo.version" => version = Some(span_of(text, value)),
-                "oslo.message" => message = Some(span_of(text, value)),
+                "oslo.version" => version = Some(span_of(text, value.get())),
+                "oslo.message" => message = Some(span_of(text, value.get())),
                 _ => {}
             })?;
             Ok((version, message))

@@ -132,7 +132,7 @@ pub fn decode_reply(body: &[u8]) -> Result<Reply, WireError> {
     #[derive(Default)]
     struct Fields {
         msg_id: Option<Span>,
-        result: Option<Span>,
+        result: Option<Box<RawValue>>,
         failure: Option<Span>,
         kind: Option<Span>,
         ending: Option<Span>,
@@ -146,13 +146,16 @@ pub fn decode_reply(body: &[u8]) -> Result<Reply, WireError> {
             each_member(text, |name, value| {
                 let field = match &*name {
                     "_msg_id" => &mut fields.msg_id,
-                    "result" => &mut fields.result,
+                    "result" => {
+                        fields.result = (value.get() != "null").then(|| value.to_owned());
+                        return;
+                    }
                     "failure" => &mut fields.failure,
                     "_x_kind" => &mut fields.kind,
                     "ending" => &mut fields.ending,
                     _ => return,
                 };
-                *field = Some(span_of(text, value));
+                *field = Some(span_of(text, value.get()));
             })?;
             Ok(fields)
         },
@@ -163,10 +166,7 @@ pub fn decode_reply(body: &[u8]) -> Result<Reply, WireError> {
             .and_then(as_string)
             .map(Cow::into_owned),
         kind: value(fields.kind).and_then(as_string).map(Cow::into_owned),
-        result: value(fields.result)
-            .filter(|value| *value != "null")
-            .and_then(|value| serde_json::from_str::<&RawValue>(value).ok())
-            .map(ToOwned::to_owned),
+        result: fields.result,
         failure: value(fields.failure)
             .filter(|value| is_truthy(value))
             .map(remote_error),
@@ -189,13 +189,13 @@ fn remote_error(value: &str) -> RemoteError {
         "the failure is not a JSON object",
         |text| {
             let mut error = error.clone();
-            each_member(text, |name, value| match &*name {
-                "class" => set(&mut error.class, value),
-                "module" => set(&mut error.module, value),
-                "message" => set(&mut error.message, value),
-                "tb" => error.traceback = lines(value),
-                "args" => error.args = small(value),
-                "kwargs" => error.kwargs = small(value),
+            each_member(text, |name, value| match (&*name, value.get()) {
+                ("class", value) => set(&mut error.class, value),
+                ("module", value) => set(&mut error.module, value),
+                ("message", value) => set(&mut error.message, value),
+                ("tb", value) => error.traceback = lines(value),
+                ("args", value) => error.args = small(value),
+                ("kwargs", value) => error.kwargs = small(value),
                 _ => {}
             })?;
             Ok(error)

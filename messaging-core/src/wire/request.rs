@@ -265,7 +265,7 @@ impl Fields {
     fn read(text: &str) -> serde_json::Result<Self> {
         let mut fields = Self::default();
         each_member(text, |name, value| {
-            let value = span_of(text, value);
+            let value = span_of(text, value.get());
             let field = match &*name {
                 "method" => &mut fields.method,
                 "args" => &mut fields.args,

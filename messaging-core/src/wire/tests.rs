@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::escape::{bare_words_to_null, unescape, whole_surrogates};
+use super::escape::{bare_words_to_null, plain_run, unescape, usual_message, whole_surrogates};
 use super::*;
 use crate::error::RemoteError;
 use crate::message::Correlation;
@@ -211,6 +211,69 @@ fn random_texts_survive_every_level() {
         assert_eq!(whole_surrogates(&written), written);
         assert_eq!(bare_words_to_null(&written), None);
     }
+}
+
+#[test]
+fn runs_end_at_the_first_byte_that_needs_an_escape() {
+    for filler in [b'x', b'!', b' ', 0x7f, 0x80, 0xa2, 0xdc, 0xff] {
+        for byte in 0..=u8::MAX {
+            for at in 0..20 {
+                let mut bytes = [filler; 20];
+                bytes[at] = byte;
+                let special = byte < 0x20 || byte == b'"' || byte == b'\\';
+                let expected = if special { at } else { 20 };
+                assert_eq!(plain_run(&bytes), expected, "{byte} at {at} in {filler}");
+                // A second one right after it must not hide it.
+                if let Some(next) = bytes.get_mut(at + 1) {
+                    *next = b'"';
+                    assert_eq!(plain_run(&bytes), expected.min(at + 1));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_short_way_into_an_envelope_leads_where_the_long_one_does() {
+    let usual = r#"{"oslo.version": "2.0", "oslo.message": "{\"a\": \"\\u00e9 \u00e9 \ud83d\ude00 \/\n\"}"} "#;
+    assert_eq!(
+        usual_message(usual.as_bytes()).unwrap(),
+        "{\"a\": \"\\u00e9 \u{e9} \u{1f600} /\n\"}"
+    );
+    for other in [
+        r#"{"oslo.message":"{}","oslo.version":"2.0"}"#,
+        r#"{"oslo.version":"2.0","oslo.message":"{}","oslo.version":"3.0"}"#,
+        r#"{"oslo.version":"2.1","oslo.message":"{}"}"#,
+        r#"{"oslo.version":"2.0","oslo.message":{}}"#,
+        r#"{"oslo.version":"2.0","oslo.message":"{}"}}"#,
+        r#"{"oslo.version":"2.0","oslo.message":"{}""#,
+        r#"{"oslo.version":"2.0","oslo.message":"{}"#,
+        r#"{"oslo.version":"2.0","oslo.message":"\ud800"}"#,
+        r#"{"oslo.version":"2.0","oslo.message":"\x"}"#,
+        "{\"oslo.version\":\"2.0\",\"oslo.message\":\"\n\"}",
+        "",
+    ] {
+        assert_eq!(usual_message(other.as_bytes()), None, "{other}");
+    }
+    let mut texts = Texts(11);
+    let mut short = 0;
+    for _ in 0..20_000 {
+        let mut body = usual.as_bytes().to_vec();
+        for _ in 0..=texts.number() % 2 {
+            let at = (texts.number() % body.len() as u64) as usize;
+            let byte = b"\"\\{}:,u0dD \n\x00\xc3\xa9"[(texts.number() % 15) as usize];
+            match texts.number() % 3 {
+                0 => body[at] = byte,
+                1 => body.insert(at, byte),
+                _ => drop(body.remove(at)),
+            }
+        }
+        if let Some(message) = usual_message(&body) {
+            assert_eq!(open_any_envelope(&body).unwrap(), message);
+            short += 1;
+        }
+    }
+    assert!((1000..19_000).contains(&short), "{short}");
 }
 
 #[test]
