@@ -13,6 +13,7 @@ use crate::behaviour::{Behaviour, behaviours};
 use crate::events::Events;
 use crate::failure::{Failure, fail};
 use crate::harness::{Harness, Variant};
+use crate::rpc;
 use crate::session::{self, Progress, Session, Setting};
 
 /// How long after its budget a test may take to tear down before it is given up.
@@ -171,6 +172,7 @@ impl Case {
             Status::Broken(reason) => return Verdict::Failed(Failure::new(reason.clone())),
             Status::Ready => {}
         }
+        rpc::quiet_panics();
         let progress = Progress::default();
         match self.run_bounded(progress.clone()) {
             Ok(()) => Verdict::Passed,

@@ -6,6 +6,19 @@ use messaging_conformance::{Harness, Skip, Variant};
 use messaging_driver_memory as _;
 use messaging_executors as _;
 
+/// All that `without` can switch off and the suite can see.
+const CAPABILITIES: [&str; 9] = [
+    "attempts",
+    "fanout_count",
+    "inspect",
+    "live_nobody",
+    "nobody",
+    "priority",
+    "redelivered",
+    "requeue_delay",
+    "ttl",
+];
+
 struct Memory;
 
 impl Harness for Memory {
@@ -18,7 +31,7 @@ impl Harness for Memory {
     }
 
     fn variants(&self, url: &str) -> Vec<Variant> {
-        ["ttl", "priority", "nobody", "attempts", "inspect"]
+        CAPABILITIES
             .map(|c| Variant::with_option(format!("without-{c}"), url, &format!("without={c}")))
             .into()
     }

@@ -139,7 +139,7 @@ fn shown(url: &TransportUrl, driver: &dyn Driver) -> Vec<String> {
         debug(&health),
         debug(&driver.capabilities()),
     ];
-    texts.extend(url.hosts.iter().map(|host| debug(host)));
+    texts.extend(url.hosts.iter().map(debug));
     texts
 }
 

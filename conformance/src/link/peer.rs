@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use messaging_core::driver::{
     Accepted, Ack, Address, Confirm, Delivery, Driver, Event, Incoming, ListenOptions, Listener,
-    Lost, Message, Receipt, SendOptions, Subscription, TrySendError, Verdict,
+    Lost, Message, Receipt, SendOptions, Subscription, TrySendError, Verdict, Via,
 };
 use messaging_core::{Error, ErrorKind};
 
@@ -188,6 +188,16 @@ impl Link {
         }
     }
 
+    /// Closes the instance, in time.
+    pub(crate) async fn close(&self) -> Result<(), Failure> {
+        let close = self.driver.close(Instant::now() + self.patience);
+        match tokio::time::timeout(self.patience + SLACK, close).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Failure::from(error).during("close() failed")),
+            Err(_) => fail!("close() overran its deadline of {:?}", self.patience),
+        }
+    }
+
     /// The driver has nothing more to report.
     pub(crate) async fn expect_no_event(&self) -> Result<(), Failure> {
         match self.events.next(QUIET).await {
@@ -267,7 +277,7 @@ impl Consumer {
     }
 
     /// The next delivery; it must come and have this body. It is accepted.
-    pub(crate) async fn expect_body(&mut self, body: &str) -> Result<(), Failure> {
+    pub(crate) async fn expect_body(&mut self, body: &str) -> Result<Via, Failure> {
         let mut delivery = self.expect(&format!("\"{body}\"")).await?;
         let got = text(&delivery.message);
         if got != body {
@@ -277,7 +287,7 @@ impl Consumer {
             );
         }
         delivery.settlement.settle(Verdict::Accept)?;
-        Ok(())
+        Ok(delivery.via)
     }
 
     /// Nothing arrives for a while.

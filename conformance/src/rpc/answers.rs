@@ -238,7 +238,7 @@ pub(crate) async fn panic_is_remote_error_and_server_lives(
         // More of them than there are slots: a slot that is not given back shows as a call without an answer.
         for _ in 0..=slots {
             session.step(format!("panic {id}, in {method}"));
-            let error = failing(&client, &ledger, id, method, "on purpose").await?;
+            let error = failing(&client, &ledger, id, method, "panic").await?;
             id += 1;
             ensure!(
                 error.kind() == ErrorKind::Panic && error.outcome() == Outcome::Executed,

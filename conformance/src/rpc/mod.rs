@@ -5,11 +5,25 @@ mod deadlines;
 mod load;
 mod service;
 
+use std::sync::Once;
 use std::time::Duration;
 
 use messaging_core::driver::NobodyGrade;
 
 use crate::behaviour::{Behaviour, Need};
+
+/// Keeps the panics that are part of a test from being printed, since a backtrace takes seconds in a debug build.
+pub(crate) fn quiet_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if info.payload().downcast_ref::<&str>() != Some(&service::ON_PURPOSE) {
+                before(info);
+            }
+        }));
+    });
+}
 
 const MINUTE: Duration = Duration::from_secs(60);
 

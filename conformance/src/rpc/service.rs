@@ -93,6 +93,9 @@ struct Fail {
     how: String,
 }
 
+/// The payload of a panic that is part of a test.
+pub(crate) const ON_PURPOSE: &str = "a handler of the suite panics on purpose";
+
 /// The error of an application that knows nothing of messaging.
 #[derive(Debug)]
 pub(crate) struct OutOfStock {
@@ -141,7 +144,7 @@ impl Service {
             "mapped" => Err(OutOfStock { item: "bolts" }.into()),
             "unmapped" => Err(Internal.into()),
             // What is tested is that a panic of user code is caught.
-            other => panic!("a handler of the suite panics on purpose: {other}"),
+            _ => std::panic::panic_any(ON_PURPOSE),
         }
     }
 
@@ -180,7 +183,7 @@ impl Service {
                 |service: Arc<Self>, _: Context, args: Numbered| async move {
                     service.ledger.handled(args.id);
                     // Replies come in another order than requests.
-                    if args.id % 10 == 0 {
+                    if args.id.is_multiple_of(10) {
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }
                     Ok::<_, Refusal>(args.id)
