@@ -1,0 +1,459 @@
+//! The options of this driver, typed, and what they mean together.
+
+use std::fmt;
+use std::time::Duration;
+
+use messaging_core::config::Config;
+use messaging_core::options::{OptionGroup, OptionKind, OptionSpec, Options};
+use messaging_core::{Error, Result, TransportUrl};
+
+const DEFAULT_PORT: u16 = 5672;
+
+/// The options of `rabbit://`, `kombu://`, `amqp://` and `amqps://`, under the names oslo.messaging gives them.
+pub static OPTIONS: OptionGroup = OptionGroup {
+    name: "oslo_messaging_rabbit",
+    options: &[
+        option(
+            "profile",
+            OptionKind::Choice(&["oslo", "durable"]),
+            None,
+            "`oslo`: exactly the exchanges and queues of oslo.messaging; `durable`: durable ones that RabbitMQ 4 accepts; without it the scheme decides",
+        ),
+        boolean(
+            "amqp_durable_queues",
+            "topic exchanges and queues survive a restart of the broker",
+        ),
+        boolean(
+            "amqp_auto_delete",
+            "topic exchanges and queues go with their last user",
+        ),
+        integer(
+            "rpc_conn_pool_size",
+            1,
+            100_000,
+            "30",
+            "ignored: there is one sending connection",
+        ),
+        integer(
+            "conn_pool_min_size",
+            0,
+            100_000,
+            "2",
+            "ignored: there is one sending connection",
+        ),
+        integer(
+            "conn_pool_ttl",
+            0,
+            i64::MAX,
+            "1200",
+            "ignored: there is one sending connection",
+        ),
+        boolean("ssl", "TLS; not built yet, so that true is refused"),
+        text("ssl_version", "only read with ssl=true"),
+        text("ssl_key_file", "only read with ssl=true"),
+        text("ssl_cert_file", "only read with ssl=true"),
+        text("ssl_ca_file", "only read with ssl=true"),
+        option(
+            "ssl_enforce_hostname_verification",
+            OptionKind::Bool,
+            Some("true"),
+            "only read with ssl=true",
+        ),
+        boolean("ssl_enforce_fips_mode", "only read with ssl=true"),
+        seconds(
+            "kombu_reconnect_delay",
+            "1.0",
+            "ignored: the back-off has full jitter, up to rabbit_interval_max",
+        ),
+        seconds(
+            "kombu_reconnect_splay",
+            "0.0",
+            "ignored: the back-off has full jitter, up to rabbit_interval_max",
+        ),
+        text(
+            "kombu_compression",
+            "compression of what is sent; not built yet, so that any value is refused; compressed messages are read",
+        ),
+        integer(
+            "kombu_missing_consumer_retry_timeout",
+            0,
+            i64::MAX,
+            "60",
+            "ignored: the RPC server decides how long a reply is sent again",
+        ),
+        option(
+            "kombu_failover_strategy",
+            OptionKind::Choice(&["round-robin", "shuffle"]),
+            Some("round-robin"),
+            "how the next host is chosen; the list is shuffled once either way",
+        ),
+        option(
+            "rabbit_login_method",
+            OptionKind::Choice(&["AMQPLAIN", "PLAIN", "EXTERNAL", "RABBIT-CR-DEMO"]),
+            Some("AMQPLAIN"),
+            "the SASL mechanism: AMQPLAIN or PLAIN",
+        ),
+        integer(
+            "rabbit_retry_interval",
+            1,
+            86_400,
+            "1",
+            "ignored: the back-off starts at 50 ms",
+        ),
+        integer(
+            "rabbit_retry_backoff",
+            0,
+            86_400,
+            "2",
+            "ignored: the back-off doubles",
+        ),
+        integer(
+            "rabbit_interval_max",
+            1,
+            86_400,
+            "30",
+            "the longest pause between two attempts to connect, in seconds; 10 unless it is set",
+        ),
+        boolean(
+            "rabbit_ha_queues",
+            "x-ha-policy; not built, so that true is refused",
+        ),
+        boolean(
+            "rabbit_quorum_queue",
+            "quorum queues; not built yet, so that true is refused",
+        ),
+        boolean(
+            "rabbit_transient_quorum_queue",
+            "quorum queues for replies and fanout; not built yet, so that true is refused",
+        ),
+        integer(
+            "rabbit_quorum_delivery_limit",
+            0,
+            i64::MAX,
+            "0",
+            "only read with quorum queues",
+        ),
+        integer(
+            "rabbit_quorum_max_memory_length",
+            0,
+            i64::MAX,
+            "0",
+            "only read with quorum queues",
+        ),
+        integer(
+            "rabbit_quorum_max_memory_bytes",
+            0,
+            i64::MAX,
+            "0",
+            "only read with quorum queues",
+        ),
+        integer(
+            "rabbit_transient_queues_ttl",
+            0,
+            // The broker takes at most 2^32 - 1 milliseconds.
+            4_294_967,
+            "1800",
+            "seconds after which an unused reply or fanout queue is deleted; 0: never",
+        ),
+        integer(
+            "rabbit_qos_prefetch_count",
+            0,
+            65_535,
+            "0",
+            "deliveries fetched per queue and not yet accepted; 0: twice the concurrency, at least 16",
+        ),
+        integer(
+            "heartbeat_timeout_threshold",
+            0,
+            65_535,
+            "60",
+            "seconds of silence after which the link counts as lost; 0: the broker decides",
+        ),
+        integer(
+            "heartbeat_rate",
+            1,
+            1_000,
+            "3",
+            "ignored: a heartbeat is sent every half threshold",
+        ),
+        option(
+            "direct_mandatory_flag",
+            OptionKind::Bool,
+            Some("true"),
+            "ignored: replies are always sent as mandatory",
+        ),
+        boolean(
+            "enable_cancel_on_failover",
+            "consumers are cancelled when a mirrored queue fails over (x-cancel-on-ha-failover)",
+        ),
+        boolean(
+            "use_queue_manager",
+            "stable names of private queues; not built yet, so that true is refused",
+        ),
+        text("hostname", "only read with use_queue_manager"),
+        text("processname", "only read with use_queue_manager"),
+        boolean(
+            "rabbit_stream_fanout",
+            "one stream for fanout; not built yet, so that true is refused",
+        ),
+    ],
+};
+
+const fn option(
+    name: &'static str,
+    kind: OptionKind,
+    default: Option<&'static str>,
+    help: &'static str,
+) -> OptionSpec {
+    OptionSpec {
+        name,
+        kind,
+        default,
+        help,
+    }
+}
+
+const fn boolean(name: &'static str, help: &'static str) -> OptionSpec {
+    option(name, OptionKind::Bool, Some("false"), help)
+}
+
+const fn text(name: &'static str, help: &'static str) -> OptionSpec {
+    option(name, OptionKind::Text, None, help)
+}
+
+const fn integer(
+    name: &'static str,
+    min: i64,
+    max: i64,
+    default: &'static str,
+    help: &'static str,
+) -> OptionSpec {
+    option(name, OptionKind::Int { min, max }, Some(default), help)
+}
+
+const fn seconds(name: &'static str, default: &'static str, help: &'static str) -> OptionSpec {
+    let kind = OptionKind::Seconds {
+        min: 0.0,
+        max: 86_400.0,
+    };
+    option(name, kind, Some(default), help)
+}
+
+/// Which exchanges and queues are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// Exactly those of oslo.messaging.
+    Oslo,
+    /// Durable ones, which RabbitMQ 4 accepts with its deprecated features denied.
+    Durable,
+}
+
+/// Text that no `Debug` shows.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(pub(crate) String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// One broker node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Node {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) user: String,
+    pub(crate) password: Secret,
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host: String = self.host.chars().flat_map(char::escape_debug).collect();
+        if host.contains(':') {
+            write!(f, "[{host}]:{}", self.port)
+        } else {
+            write!(f, "{host}:{}", self.port)
+        }
+    }
+}
+
+/// How the driver logs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Login {
+    AmqPlain,
+    Plain,
+}
+
+/// Everything a driver instance was told.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) profile: Profile,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) vhost: String,
+    pub(crate) login: Login,
+    /// Flags of topic exchanges, topic, server and notification queues.
+    pub(crate) durable: bool,
+    pub(crate) auto_delete: bool,
+    /// `x-expires` of reply and fanout queues in milliseconds.
+    pub(crate) transient_ttl: Option<u32>,
+    pub(crate) prefetch: Option<u16>,
+    /// Seconds; 0: as the broker wishes.
+    pub(crate) heartbeat: u16,
+    /// The longest pause between two attempts to connect.
+    pub(crate) longest_pause: Duration,
+    pub(crate) cancel_on_failover: bool,
+    pub(crate) max_body: usize,
+}
+
+impl Settings {
+    /// Reads and checks the options.
+    ///
+    /// # Errors
+    /// `Config` for a bad value, `Unsupported` for an option that is known and not built yet.
+    pub(crate) fn resolve(url: &TransportUrl, config: &Config, max_body: usize) -> Result<Self> {
+        let options = Options::resolve(&OPTIONS, url, config)?;
+        refuse_unbuilt(url, &options)?;
+        let profile = match options.text("profile") {
+            Some("durable") => Profile::Durable,
+            Some(_) => Profile::Oslo,
+            None if url.scheme.starts_with("amqp") => Profile::Durable,
+            None => Profile::Oslo,
+        };
+        let durable = profile == Profile::Durable || options.bool("amqp_durable_queues");
+        let auto_delete = options.bool("amqp_auto_delete");
+        if profile == Profile::Durable
+            && (auto_delete
+                || (options.is_set("amqp_durable_queues") && !options.bool("amqp_durable_queues")))
+        {
+            return Err(Error::config(
+                "amqp_durable_queues=false and amqp_auto_delete=true contradict profile=durable: leave them out, or choose profile=oslo",
+            ));
+        }
+        let number = |name: &str, default: i64| options.int(name).unwrap_or(default);
+        let ttl = number("rabbit_transient_queues_ttl", 1800).saturating_mul(1000);
+        let prefetch = number("rabbit_qos_prefetch_count", 0);
+        let longest_pause = if options.is_set("rabbit_interval_max") {
+            u64::try_from(number("rabbit_interval_max", 30)).unwrap_or(30)
+        } else {
+            10
+        };
+        Ok(Self {
+            profile,
+            nodes: nodes(url, url.scheme.starts_with("amqp")),
+            vhost: virtual_host(url)?,
+            login: match options.text("rabbit_login_method") {
+                Some("PLAIN") => Login::Plain,
+                _ => Login::AmqPlain,
+            },
+            durable,
+            auto_delete,
+            transient_ttl: u32::try_from(ttl).ok().filter(|ttl| *ttl > 0),
+            prefetch: u16::try_from(prefetch).ok().filter(|count| *count > 0),
+            heartbeat: u16::try_from(number("heartbeat_timeout_threshold", 60)).unwrap_or(60),
+            longest_pause: Duration::from_secs(longest_pause),
+            cancel_on_failover: options.bool("enable_cancel_on_failover"),
+            max_body,
+        })
+    }
+
+    /// Whether reply and fanout queues, and fanout exchanges, are durable.
+    pub(crate) fn transient_durable(&self) -> bool {
+        self.profile == Profile::Durable
+    }
+}
+
+/// What changes the wire and is not built is an error, never a silent difference.
+fn refuse_unbuilt(url: &TransportUrl, options: &Options) -> Result<()> {
+    if url.scheme == "amqps" {
+        return Err(Error::unsupported(
+            "amqps:// needs TLS, which is not built yet: use amqp:// or rabbit:// over a trusted network or a TLS tunnel",
+        ));
+    }
+    for (name, what) in [
+        ("ssl", "TLS"),
+        ("rabbit_ha_queues", "x-ha-policy"),
+        ("rabbit_quorum_queue", "quorum queues"),
+        (
+            "rabbit_transient_quorum_queue",
+            "quorum queues for replies and fanout",
+        ),
+        ("rabbit_stream_fanout", "fanout by a stream"),
+        ("use_queue_manager", "stable names of private queues"),
+    ] {
+        if options.bool(name) {
+            return Err(Error::unsupported(format!(
+                "{name}=true asks for {what}, which is not built yet: leave it out"
+            )));
+        }
+    }
+    if let Some(codec) = options
+        .text("kombu_compression")
+        .filter(|codec| !codec.is_empty())
+    {
+        let shown: String = codec
+            .chars()
+            .take(40)
+            .flat_map(char::escape_debug)
+            .collect();
+        return Err(Error::unsupported(format!(
+            "kombu_compression={shown} asks for compressed sending, which is not built yet: leave it out; compressed messages are read without it"
+        )));
+    }
+    if let Some(method @ ("EXTERNAL" | "RABBIT-CR-DEMO")) = options.text("rabbit_login_method") {
+        return Err(Error::unsupported(format!(
+            "rabbit_login_method={method} is not built: use AMQPLAIN or PLAIN"
+        )));
+    }
+    Ok(())
+}
+
+fn virtual_host(url: &TransportUrl) -> Result<String> {
+    let vhost = match url.virtual_host.as_deref() {
+        None | Some("") => "/",
+        Some(vhost) => vhost,
+    };
+    if vhost.len() > 255 {
+        return Err(Error::config(
+            "the virtual host of the transport URL is longer than 255 bytes",
+        ));
+    }
+    Ok(vhost.to_owned())
+}
+
+/// The nodes a URL means.
+///
+/// Without any host it is `guest:guest@localhost:5672`. A host without credentials sends an empty user on the schemes
+/// of oslo.messaging, as oslo.messaging does, and `guest` on `amqp`, as every other AMQP client does.
+fn nodes(url: &TransportUrl, guest: bool) -> Vec<Node> {
+    if url.hosts.is_empty() {
+        return vec![Node {
+            host: "localhost".to_owned(),
+            port: DEFAULT_PORT,
+            user: "guest".to_owned(),
+            password: Secret("guest".to_owned()),
+        }];
+    }
+    url.hosts
+        .iter()
+        .map(|host| {
+            let (user, password) = match (&host.username, &host.password) {
+                (None, None) if guest => ("guest", "guest"),
+                (user, password) => (
+                    user.as_deref().unwrap_or_default(),
+                    password.as_deref().unwrap_or_default(),
+                ),
+            };
+            Node {
+                host: host
+                    .hostname
+                    .clone()
+                    .filter(|name| !name.is_empty())
+                    .unwrap_or_else(|| "localhost".to_owned()),
+                port: host.port.unwrap_or(DEFAULT_PORT),
+                user: user.to_owned(),
+                password: Secret(password.to_owned()),
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,250 @@
+//! One connection to one node: the only place that makes a lapin connection.
+//!
+//! lapin is used for frames. The socket is ours, so that connecting and the handshake have limits, and so that
+//! a link that answers nothing any more can be severed. Its recovery is never switched on.
+
+use std::cell::RefCell;
+use std::net::{Shutdown, TcpStream as StdStream};
+use std::pin::Pin;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_compat::Compat;
+use futures_core::Stream;
+use lapin::tcp::AsyncTcpStream;
+use lapin::uri::{
+    AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism,
+};
+use lapin::{Channel, Connection, ConnectionProperties, Event};
+use messaging_core::{Error, ErrorKind};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
+use tracing::dispatcher::{DefaultGuard, Dispatch};
+
+use crate::config::{Login, Node, Settings};
+use crate::error::{Fault, login_failed};
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// How long the broker may take to answer one operation on a channel.
+pub(crate) const OPERATION_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Send,
+    Receive,
+}
+
+impl Purpose {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Send => "send",
+            Self::Receive => "receive",
+        }
+    }
+
+    /// Small frames keep lapin's buffers at half a megabyte instead of eight. Only the sending side can have them:
+    /// the broker does not split a header frame, so that a stranger's long headers would break a receiving link.
+    fn frame_max(self) -> u32 {
+        match self {
+            Self::Send => 16_384,
+            Self::Receive => 131_072,
+        }
+    }
+}
+
+/// What a connection says of itself.
+pub(crate) type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
+
+/// A connection that is open, or was.
+pub(crate) struct Link {
+    connection: Connection,
+    socket: StdStream,
+    node: String,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link")
+            .field("node", &self.node)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// Connects and logs in, within 13 seconds; on failure says whether trying again cannot help.
+    pub(crate) async fn open(
+        node: &Node,
+        settings: &Settings,
+        purpose: Purpose,
+    ) -> Result<(Self, Events), (Error, bool)> {
+        let address = node.to_string();
+        let unreachable = |reason: &dyn std::fmt::Display| {
+            let text = format!("{address} cannot be reached: {reason}");
+            (Error::not_sent(ErrorKind::Connect, text), false)
+        };
+        let stream = match timeout(CONNECT_LIMIT, connect(node)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(unreachable(&error)),
+            Err(_) => return Err(unreachable(&"no connection within 3 s")),
+        };
+        let socket = tune(&stream, settings.heartbeat).map_err(|error| unreachable(&error))?;
+        let uri = AMQPUri {
+            scheme: AMQPScheme::AMQP,
+            authority: AMQPAuthority {
+                userinfo: AMQPUserInfo {
+                    username: node.user.clone(),
+                    password: node.password.0.clone(),
+                },
+                host: node.host.clone(),
+                port: node.port,
+            },
+            vhost: settings.vhost.clone(),
+            query: AMQPQueryString {
+                frame_max: Some(purpose.frame_max()),
+                channel_max: None,
+                heartbeat: Some(settings.heartbeat),
+                connection_timeout: None,
+                auth_mechanism: Some(match settings.login {
+                    Login::AmqPlain => SASLMechanism::AMQPlain,
+                    Login::Plain => SASLMechanism::Plain,
+                }),
+            },
+        };
+        let properties = ConnectionProperties::default()
+            .with_client_property("product".into(), "longshore".into())
+            .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into())
+            .with_connection_name(connection_name(purpose).into());
+        let runtime = match lapin::runtime::default_runtime() {
+            Ok(runtime) => runtime,
+            Err(error) => return Err(login_failed(&address, &Fault::Amqp(error))),
+        };
+        // lapin may call this again by itself when a peer closes early: there is one socket, so that it cannot.
+        let stream = Mutex::new(Some(stream));
+        let handed_over = async move |_, _| {
+            silence_this_thread();
+            let mut slot = stream
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            match slot.take() {
+                Some(stream) => Ok(AsyncTcpStream::Plain(Compat::new(stream))),
+                None => Err(std::io::Error::from(std::io::ErrorKind::ConnectionAborted).into()),
+            }
+        };
+        let handshake = Connection::connector(uri, runtime, handed_over, properties);
+        match timeout(HANDSHAKE_LIMIT, handshake).await {
+            Ok(Ok(connection)) => {
+                let events = Box::pin(connection.events_listener());
+                let link = Self {
+                    connection,
+                    socket,
+                    node: address,
+                };
+                Ok((link, events))
+            }
+            failed => {
+                // Without this lapin's thread would wait for the peer for ever.
+                let _ = socket.shutdown(Shutdown::Both);
+                let fault = match failed {
+                    Ok(Err(error)) => Fault::Amqp(error),
+                    _ => Fault::Silent(HANDSHAKE_LIMIT),
+                };
+                Err(login_failed(&address, &fault))
+            }
+        }
+    }
+
+    /// The node, as text for logs and errors.
+    pub(crate) fn node(&self) -> &str {
+        &self.node
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.connection.status().connected()
+    }
+
+    /// A new channel.
+    pub(crate) async fn channel(&self) -> Result<Channel, Fault> {
+        within(self.connection.create_channel()).await
+    }
+
+    /// Cuts the socket, so that everything that waits on this link fails at once.
+    pub(crate) fn sever(&self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Says good-bye, then cuts the socket at the latest after `limit`.
+    pub(crate) async fn close(&self, limit: Duration) {
+        if self.is_up() {
+            let _ = timeout(limit, self.connection.close(200, "closed".into())).await;
+        }
+        self.sever();
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.sever();
+    }
+}
+
+/// Runs one operation of a channel or connection with the limit for such operations.
+pub(crate) async fn within<T>(
+    operation: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, Fault> {
+    match timeout(OPERATION_LIMIT, operation).await {
+        Ok(result) => result.map_err(Fault::from),
+        Err(_) => Err(Fault::Silent(OPERATION_LIMIT)),
+    }
+}
+
+async fn connect(node: &Node) -> std::io::Result<TcpStream> {
+    let mut last = None;
+    for address in lookup_host((node.host.as_str(), node.port)).await? {
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| std::io::Error::other("the name has no address")))
+}
+
+/// Sets what finds a dead peer, and returns a second handle by which the socket can be cut.
+fn tune(stream: &TcpStream, heartbeat: u16) -> std::io::Result<StdStream> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(30)))?;
+    #[cfg(target_os = "linux")]
+    if heartbeat > 0 {
+        socket.set_tcp_user_timeout(Some(Duration::from_secs(heartbeat.into())))?;
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = heartbeat;
+    Ok(socket.try_clone()?.into())
+}
+
+/// `program:pid:purpose`, by which an operator finds the process.
+fn connection_name(purpose: Purpose) -> String {
+    let program = std::env::args_os().next().unwrap_or_default();
+    let program = std::path::Path::new(&program)
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    format!("{program}:{}:{}", std::process::id(), purpose.as_str())
+}
+
+/// Switches off tracing for the calling thread, which is lapin's own.
+///
+/// lapin logs every returned message there with its whole body, and every frame at trace level: both would put an
+/// application's secrets into its log. This driver reports what happens to a link itself.
+fn silence_this_thread() {
+    thread_local! {
+        static SILENCE: RefCell<Option<DefaultGuard>> = const { RefCell::new(None) };
+    }
+    SILENCE.with_borrow_mut(|guard| {
+        guard.get_or_insert_with(|| tracing::dispatcher::set_default(&Dispatch::none()));
+    });
+}

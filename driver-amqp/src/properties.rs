@@ -1,0 +1,254 @@
+//! AMQP properties to and from messages.
+
+use std::borrow::Cow;
+use std::io::{self, Read};
+use std::time::Duration;
+
+use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::message::BasicReturnMessage;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use messaging_core::driver::{Correlation, Headers, Message, SendId};
+
+use crate::topology::header;
+
+/// Digits of a [`SendId`] at the front of the message id.
+const SEND_DIGITS: usize = 16;
+
+/// How a message is published besides its body.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Flags {
+    pub(crate) persistent: bool,
+    pub(crate) ttl: Option<Duration>,
+}
+
+/// The properties of an outgoing message: those of oslo.messaging, and a message id.
+pub(crate) fn outgoing(message: &Message, flags: Flags) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    for (name, value) in message.headers.iter() {
+        // `x-` belongs to transports, and `compression` would make a receiver unpack the body.
+        if name.len() <= 255 && !name.starts_with("x-") && name != "compression" {
+            headers.insert(name.into(), header(value));
+        }
+    }
+    let mut properties = BasicProperties::default()
+        .with_headers(headers)
+        .with_delivery_mode(if flags.persistent { 2 } else { 1 })
+        .with_priority(0)
+        .with_message_id(message_id(message).into());
+    if let Some(text) = short(&message.content_type) {
+        properties = properties.with_content_type(text.into());
+    }
+    if let Some(text) = short(&message.content_encoding) {
+        properties = properties.with_content_encoding(text.into());
+    }
+    if let Some(ttl) = flags.ttl {
+        // The broker takes 32 bits.
+        let millis = ttl.as_millis().min(u32::MAX.into());
+        properties = properties.with_expiration(millis.to_string().into());
+    }
+    properties
+}
+
+fn short<'a>(text: &'a Option<Cow<'static, str>>) -> Option<&'a str> {
+    text.as_deref().filter(|text| text.len() <= 255)
+}
+
+/// By it a return is matched to its send, and a reply to its call.
+fn message_id(message: &Message) -> String {
+    match message.correlation {
+        Some(correlation) => format!("{:016x}-{correlation}", message.send.0),
+        None => format!("{:016x}", message.send.0),
+    }
+}
+
+/// The send a returned message belongs to; it was ours, and still may be damaged.
+pub(crate) fn send_id(properties: &BasicProperties) -> Option<SendId> {
+    let id = properties.message_id().as_ref()?.as_str();
+    let digits = id.get(..SEND_DIGITS)?;
+    if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    u64::from_str_radix(digits, 16).ok().map(SendId)
+}
+
+/// A message that came back, as it was sent.
+pub(crate) fn returned(send: SendId, message: BasicReturnMessage) -> Message {
+    let delivery = message.delivery;
+    let owned = |text: &Option<ShortString>| {
+        text.as_ref()
+            .map(|text| Cow::Owned(text.as_str().to_owned()))
+    };
+    let mut headers = Headers::new();
+    for (name, value) in delivery
+        .properties
+        .headers()
+        .iter()
+        .flat_map(FieldTable::inner)
+    {
+        if let Some(text) = text_of(value) {
+            headers.insert(name.as_str(), text);
+        }
+    }
+    Message {
+        send,
+        correlation: correlation(&delivery.properties),
+        content_type: owned(delivery.properties.content_type()),
+        content_encoding: owned(delivery.properties.content_encoding()),
+        headers,
+        body: Bytes::from(delivery.data),
+    }
+}
+
+fn correlation(properties: &BasicProperties) -> Option<Correlation> {
+    let id = properties.message_id().as_ref()?.as_str();
+    let text = id.get(SEND_DIGITS..)?.strip_prefix('-')?;
+    text.parse().ok()
+}
+
+/// How a received body is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Packing {
+    None,
+    /// zlib as Python sends it, or true gzip, which its name promises.
+    Zlib,
+    Bzip2,
+    Zstd,
+}
+
+/// A received message whose body may still be packed.
+#[derive(Debug)]
+pub(crate) struct Received {
+    message: Message,
+    packing: Packing,
+}
+
+/// Reads what came, without touching a packed body.
+///
+/// # Errors
+/// Why it cannot be read, without any of its content.
+pub(crate) fn incoming(
+    properties: &BasicProperties,
+    body: Vec<u8>,
+    max_body: usize,
+) -> Result<Received, String> {
+    if body.len() > max_body {
+        return Err(too_large(body.len(), max_body));
+    }
+    let mut headers = Headers::new();
+    let mut packing = Packing::None;
+    for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
+        let name = name.as_str();
+        if name == crate::guard::UNREADABLE {
+            return Err("its headers cannot be read".to_owned());
+        }
+        if name == "compression" {
+            packing = packing_of(value)?;
+        } else if !name.starts_with("x-")
+            && let Some(text) = text_of(value)
+        {
+            headers.insert(name, text);
+        }
+    }
+    let owned = |text: &Option<ShortString>| {
+        text.as_ref()
+            .map(|text| Cow::Owned(text.as_str().to_owned()))
+    };
+    let message = Message {
+        send: SendId::fresh(),
+        correlation: correlation(properties),
+        body: Bytes::from(body),
+        content_type: owned(properties.content_type()),
+        content_encoding: owned(properties.content_encoding()),
+        headers,
+    };
+    Ok(Received { message, packing })
+}
+
+impl Received {
+    pub(crate) fn is_packed(&self) -> bool {
+        self.packing != Packing::None
+    }
+
+    /// The message, its body unpacked. A packed one takes time: not on the I/O thread.
+    ///
+    /// # Errors
+    /// Why the body cannot be unpacked.
+    pub(crate) fn unpack(mut self, max_body: usize) -> Result<Message, String> {
+        let packed = &self.message.body[..];
+        let unpacked = match self.packing {
+            Packing::None => return Ok(self.message),
+            Packing::Zlib if packed.starts_with(&[0x1f, 0x8b]) => {
+                limited(flate2::read::MultiGzDecoder::new(packed), max_body)
+            }
+            Packing::Zlib => limited(flate2::read::ZlibDecoder::new(packed), max_body),
+            Packing::Bzip2 => limited(bzip2::read::MultiBzDecoder::new(packed), max_body),
+            Packing::Zstd => zstd_decoder(packed).and_then(|decoder| limited(decoder, max_body)),
+        };
+        match unpacked {
+            Ok(Some(body)) => {
+                self.message.body = Bytes::from(body);
+                Ok(self.message)
+            }
+            Ok(None) => Err(format!(
+                "its body unpacks to more than the {max_body} bytes allowed"
+            )),
+            Err(_) => Err("its body cannot be unpacked".to_owned()),
+        }
+    }
+}
+
+fn too_large(size: usize, max_body: usize) -> String {
+    format!("its body has {size} bytes, {max_body} are allowed")
+}
+
+fn zstd_decoder(packed: &[u8]) -> io::Result<impl Read> {
+    let mut decoder = zstd::stream::read::Decoder::new(packed)?;
+    // The sender chooses how much memory the window takes: 16 MiB are what level 19 needs twice.
+    decoder.window_log_max(24)?;
+    Ok(decoder)
+}
+
+/// Reads to the end, or gives up (`None`) after `max` bytes.
+fn limited(source: impl Read, max: usize) -> io::Result<Option<Vec<u8>>> {
+    let mut body = Vec::new();
+    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+    source.take(limit).read_to_end(&mut body)?;
+    Ok((body.len() <= max).then_some(body))
+}
+
+fn packing_of(value: &AMQPValue) -> Result<Packing, String> {
+    let text = text_of(value).ok_or("its compression header is not a text")?;
+    match text.as_str() {
+        "application/x-gzip" | "application/gzip" | "gzip" | "zlib" => Ok(Packing::Zlib),
+        "application/x-bz2" | "bzip2" | "bzip" | "bz2" => Ok(Packing::Bzip2),
+        "application/zstd" | "zstd" | "zstandard" => Ok(Packing::Zstd),
+        other => {
+            let shown: String = other
+                .chars()
+                .take(40)
+                .flat_map(char::escape_debug)
+                .collect();
+            Err(format!(
+                "its compression \"{shown}\" is none of zlib, gzip, bzip2 and zstd"
+            ))
+        }
+    }
+}
+
+fn text_of(value: &AMQPValue) -> Option<String> {
+    match value {
+        AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
+        AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
+        AMQPValue::Boolean(value) => Some(value.to_string()),
+        AMQPValue::ShortShortInt(value) => Some(value.to_string()),
+        AMQPValue::ShortShortUInt(value) => Some(value.to_string()),
+        AMQPValue::ShortInt(value) => Some(value.to_string()),
+        AMQPValue::ShortUInt(value) => Some(value.to_string()),
+        AMQPValue::LongInt(value) => Some(value.to_string()),
+        AMQPValue::LongUInt(value) => Some(value.to_string()),
+        AMQPValue::LongLongInt(value) => Some(value.to_string()),
+        AMQPValue::Timestamp(value) => Some(value.to_string()),
+        _ => None,
+    }
+}

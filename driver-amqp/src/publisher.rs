@@ -1,0 +1,598 @@
+//! The ordered publisher: one task per lane, on the I/O thread.
+//!
+//! A lane is a bounded queue and, while the sending connection is up, one channel. Requests that are reported only
+//! when they fail go without confirms, since their reply is the confirmation; everything else is confirmed.
+
+use std::collections::{HashSet, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{Channel, Confirmation};
+use messaging_core::driver::{Address, SendId};
+use messaging_core::{ErrorKind, Outcome, Result};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, sleep_until, timeout};
+
+use crate::config::Settings;
+use crate::confirms::{Collector, account};
+use crate::connection::{Connection, LinkState, Session, Stage};
+use crate::error::Fault;
+use crate::link::within;
+use crate::outgoing::{Events, Outgoing, Queue, Report};
+use crate::properties;
+use crate::topology::{Declarer, Needs, Route};
+
+/// Messages handed over and not confirmed.
+const WINDOW: usize = 1_000;
+const WINDOW_BYTES: usize = 64 << 20;
+/// Messages published between two looks at anything else.
+const BATCH: usize = 64;
+/// On a channel without confirms, how much may wait inside lapin for the socket.
+const UNWRITTEN: usize = 2_048;
+const UNWRITTEN_BYTES: usize = 16 << 20;
+/// How many sends a plain channel remembers, to tell the address of what is returned.
+const REMEMBERED: usize = 8_192;
+/// Returns on a plain channel wake nobody: they are looked for at growing intervals after a publish.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+const LAST_LOOK: Duration = Duration::from_millis(100);
+const LOOK_FOR: Duration = Duration::from_secs(30);
+/// How often confirms that came out of order are looked for.
+const SWEEP: Duration = Duration::from_millis(50);
+
+/// Which messages a lane carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Requests whose reply is the confirmation.
+    Plain,
+    Confirmed,
+}
+
+/// The task of a lane.
+pub(crate) struct Publisher {
+    pub(crate) lane: Lane,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) events: Events,
+    pub(crate) stage: watch::Receiver<Stage>,
+    /// Whether replies can arrive: requests wait for it.
+    pub(crate) replies: watch::Receiver<bool>,
+}
+
+/// Why a channel is left.
+enum End {
+    /// The channel or the link is gone.
+    Lost(String),
+    /// Everything is sent and answered, and nothing new comes.
+    Drained,
+    Stopped,
+}
+
+impl Publisher {
+    /// Runs until the driver ends. Whatever is queued or unanswered then is reported.
+    pub(crate) async fn run(mut self) {
+        let mut state = self.connection.watch();
+        let mut last = 0;
+        let mut broken_at = None;
+        while let Some(session) = self.next_session(&mut state, last, broken_at).await {
+            last = session.generation;
+            match self.serve(&session, &mut state).await {
+                End::Lost(reason) => {
+                    tracing::debug!(lane = ?self.lane, %reason, "publishing interrupted");
+                    broken_at = Some(Instant::now());
+                }
+                End::Drained | End::Stopped => break,
+            }
+        }
+        self.queue
+            .abandon(&*self.events, "the transport was closed before it was sent");
+        self.queue.end();
+    }
+
+    /// Waits for a session to publish on, dropping what reaches its deadline meanwhile. `None`: the driver ends.
+    async fn next_session(
+        &mut self,
+        state: &mut watch::Receiver<LinkState>,
+        last: u64,
+        broken_at: Option<Instant>,
+    ) -> Option<Session> {
+        // A channel may be closed and its connection live on: then the same session serves again, after a pause.
+        let pause = broken_at.map(|at| at + Duration::from_millis(50));
+        loop {
+            let stage = *self.stage.borrow_and_update();
+            if stage == Stage::Stopped || (stage == Stage::Draining && self.queue.is_empty()) {
+                return None;
+            }
+            let next = self.expire(&state.borrow_and_update());
+            let ready = state.borrow().session.clone();
+            let replies = self.lane == Lane::Confirmed || *self.replies.borrow_and_update();
+            let rested = pause.is_none_or(|pause| pause <= Instant::now());
+            let is_new = ready.as_ref().is_some_and(|s| s.generation != last);
+            if let Some(session) = ready
+                && session.link.is_up()
+                && replies
+                && (rested || is_new)
+            {
+                return Some(session);
+            }
+            let wake = [next, pause.filter(|_| !rested)]
+                .into_iter()
+                .flatten()
+                .min();
+            tokio::select! {
+                changed = state.changed() => changed.ok()?,
+                changed = self.stage.changed() => changed.ok()?,
+                _ = self.replies.changed() => {}
+                () = at(wake) => {}
+                // What arrives may have the nearest deadline of all.
+                () = self.queue.arrival(), if next.is_none() => {}
+                () = sleep(Duration::from_millis(100)), if next.is_some() => {}
+            }
+        }
+    }
+
+    /// Drops what is over its deadline, and says when the next message is.
+    fn expire(&self, state: &LinkState) -> Option<Instant> {
+        let (expired, next) = self.queue.expire(Instant::now());
+        if !expired.is_empty() {
+            let (kind, obstacle) = state.obstacle();
+            for item in expired {
+                item.failed(
+                    &*self.events,
+                    kind,
+                    Outcome::NotSent,
+                    format!("not sent before its deadline: {obstacle}"),
+                );
+            }
+        }
+        next
+    }
+
+    async fn serve(&mut self, session: &Session, state: &mut watch::Receiver<LinkState>) -> End {
+        let channel = match open(session, self.lane).await {
+            Ok(channel) => Arc::new(channel),
+            Err(fault) => return End::Lost(fault.to_string()),
+        };
+        let mut desk = Desk {
+            channel: Arc::clone(&channel),
+            collector: Collector::new(Arc::clone(&channel), Arc::clone(&self.events)),
+            plain: Plain::default(),
+            declared: HashSet::new(),
+            declaring: None,
+        };
+        let end = self.publish(session, state, &mut desk).await;
+        if let Some(declaring) = desk.declaring.take() {
+            declaring.task.abort();
+            self.queue.put_back(declaring.item);
+        }
+        match &end {
+            End::Drained | End::Stopped => {
+                desk.collector.abandon(
+                    ErrorKind::Closed,
+                    "the transport was closed before the message was confirmed",
+                );
+                let _ = within(channel.close(200, "done".into())).await;
+            }
+            End::Lost(reason) => {
+                // lapin fails every confirm of a link that is lost; those that came in before count.
+                let rest = std::future::poll_fn(|cx| desk.collector.poll(cx));
+                let _ = timeout(Duration::from_secs(1), rest).await;
+                desk.collector.abandon(
+                    ErrorKind::Disconnected,
+                    &format!("the link was lost before the message was confirmed: {reason}"),
+                );
+                desk.plain.collect_returns(&channel, &self.events);
+            }
+        }
+        end
+    }
+
+    async fn publish(
+        &mut self,
+        session: &Session,
+        state: &mut watch::Receiver<LinkState>,
+        desk: &mut Desk,
+    ) -> End {
+        loop {
+            let stage = *self.stage.borrow_and_update();
+            let (is_current, blocked) = {
+                let state = state.borrow_and_update();
+                let current = state.session.as_ref().map(|s| s.generation);
+                (current == Some(session.generation), state.blocked.is_some())
+            };
+            if stage == Stage::Stopped {
+                return End::Stopped;
+            }
+            if !is_current {
+                return End::Lost("the connection was lost".to_owned());
+            }
+            let replies = self.lane == Lane::Confirmed || *self.replies.borrow_and_update();
+            let mut may_publish = !blocked && replies && desk.declaring.is_none();
+            if may_publish {
+                for _ in 0..BATCH {
+                    if !desk.has_window() {
+                        may_publish = false;
+                        break;
+                    }
+                    let Some(item) = self.queue.pop() else { break };
+                    if let Err(end) = self.publish_one(session, state, desk, item) {
+                        return end;
+                    }
+                    if desk.declaring.is_some() {
+                        may_publish = false;
+                        break;
+                    }
+                }
+                // A flood of messages must not keep the thread from acks and replies.
+                tokio::task::yield_now().await;
+            }
+            if self.lane == Lane::Plain {
+                desk.plain.collect_returns(&desk.channel, &self.events);
+            }
+            if stage == Stage::Draining
+                && self.queue.is_empty()
+                && desk.declaring.is_none()
+                && desk.collector.len() == 0
+            {
+                // Requests have nothing that says when they are through; their socket write has.
+                desk.plain.written().await;
+                return End::Drained;
+            }
+            // While publishing goes on, the queue is short-lived and deadlines are checked at each message.
+            let next = if may_publish {
+                None
+            } else {
+                self.expire(&state.borrow())
+            };
+            let Desk {
+                collector,
+                plain,
+                declaring,
+                ..
+            } = desk;
+            let unanswered = collector.len() > 0;
+            let (look, congested) = (plain.next_look(), plain.is_congested());
+            let mut is_declared = None;
+            tokio::select! {
+                biased;
+                changed = self.stage.changed() => if changed.is_err() { return End::Stopped },
+                changed = state.changed() => if changed.is_err() { return End::Stopped },
+                () = std::future::poll_fn(|cx| collector.poll_some(cx)), if unanswered => {}
+                result = task(declaring), if declaring.is_some() => is_declared = Some(result),
+                () = plain.oldest(), if congested => {}
+                () = self.queue.arrival(), if may_publish => {}
+                _ = self.replies.changed(), if !replies => {}
+                () = at(next) => {}
+                () = sleep(Duration::from_millis(100)), if next.is_some() => {}
+                () = sleep(SWEEP), if unanswered => {}
+                () = at(look), if look.is_some() => {}
+            }
+            if let Some(result) = is_declared
+                && let Err(end) = self.declared(state, session, desk, result)
+            {
+                return end;
+            }
+            if let Some(fault) = desk.collector.fault() {
+                return End::Lost(Fault::from(fault.clone()).to_string());
+            }
+            if !channel_is_up(&desk.channel) {
+                return End::Lost("the broker closed the channel".to_owned());
+            }
+        }
+    }
+
+    /// Publishes, or starts declaring what the message needs, or drops it for its deadline.
+    fn publish_one(
+        &self,
+        session: &Session,
+        state: &watch::Receiver<LinkState>,
+        desk: &mut Desk,
+        item: Outgoing,
+    ) -> Result<(), End> {
+        let now = Instant::now();
+        if item.deadline <= now {
+            let (kind, obstacle) = state.borrow().obstacle();
+            item.failed(
+                &*self.events,
+                kind,
+                Outcome::NotSent,
+                format!("not sent before its deadline: {obstacle}"),
+            );
+            return Ok(());
+        }
+        if item.route.needs != Needs::Nothing && !desk.is_declared(&item.route) {
+            desk.declare(session, &self.settings, item);
+            return Ok(());
+        }
+        if !channel_is_up(&desk.channel) {
+            self.queue.put_back(item);
+            return Err(End::Lost("the broker closed the channel".to_owned()));
+        }
+        desk.hand_over(self.lane, now, item);
+        Ok(())
+    }
+
+    fn declared(
+        &self,
+        state: &watch::Receiver<LinkState>,
+        session: &Session,
+        desk: &mut Desk,
+        result: Result<()>,
+    ) -> Result<(), End> {
+        let Some(declaring) = desk.declaring.take() else {
+            return Ok(());
+        };
+        match result {
+            Ok(()) => {
+                desk.declared.insert(declared_key(&declaring.item.route));
+                self.publish_one(session, state, desk, declaring.item)
+            }
+            // The link went away meanwhile: the message waits for the next one.
+            Err(error) if error.kind() == ErrorKind::Disconnected => {
+                self.queue.put_back(declaring.item);
+                Err(End::Lost(error.message().to_owned()))
+            }
+            Err(error) => {
+                declaring.item.failed(
+                    &*self.events,
+                    error.kind(),
+                    Outcome::NotSent,
+                    error.message().to_owned(),
+                );
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What a publisher has on one channel.
+struct Desk {
+    channel: Arc<Channel>,
+    collector: Collector,
+    plain: Plain,
+    declared: HashSet<(Needs, Arc<str>, Arc<str>)>,
+    declaring: Option<Declaring>,
+}
+
+/// A declaration under way, and the message that waits for it.
+struct Declaring {
+    task: JoinHandle<Result<()>>,
+    item: Outgoing,
+}
+
+fn declared_key(route: &Route) -> (Needs, Arc<str>, Arc<str>) {
+    let key = match route.needs {
+        Needs::NotificationQueue => Arc::clone(&route.key),
+        _ => Arc::from(""),
+    };
+    (route.needs, Arc::clone(&route.exchange), key)
+}
+
+impl Desk {
+    fn has_window(&self) -> bool {
+        self.collector.len() < WINDOW
+            && self.collector.bytes() < WINDOW_BYTES
+            && !self.plain.is_congested()
+    }
+
+    fn is_declared(&self, route: &Route) -> bool {
+        self.declared.contains(&declared_key(route))
+    }
+
+    fn declare(&mut self, session: &Session, settings: &Arc<Settings>, item: Outgoing) {
+        let link = Arc::clone(&session.link);
+        let settings = Arc::clone(settings);
+        let route = item.route.clone();
+        let task = tokio::spawn(async move {
+            let mut declarer = Declarer::new(&link, &settings);
+            let declared = declarer.route(&route, &settings).await;
+            declarer.finish().await;
+            declared
+        });
+        self.declaring = Some(Declaring { task, item });
+    }
+
+    /// Polls the publish once: that puts its frames on lapin's queue, in the order of these calls.
+    fn hand_over(&mut self, lane: Lane, now: Instant, item: Outgoing) {
+        let channel = Arc::clone(&self.channel);
+        let properties = properties::outgoing(&item.message, item.flags(now));
+        let options = BasicPublishOptions {
+            mandatory: item.mandatory,
+            immediate: false,
+        };
+        let (exchange, key) = ((&*item.route.exchange).into(), (&*item.route.key).into());
+        let body = item.message.body.clone();
+        match lane {
+            Lane::Confirmed => {
+                let confirm = async move {
+                    let publish = channel.basic_publish(exchange, key, options, &body, properties);
+                    publish.await?.await
+                };
+                let mut confirm: Pin<Box<dyn Future<Output = lapin::Result<Confirmation>> + Send>> =
+                    Box::pin(confirm);
+                match poll_once(confirm.as_mut()) {
+                    Poll::Pending => self.collector.add(confirm, item),
+                    // The collector gives every answer, also one that is known at once.
+                    Poll::Ready(result) => self
+                        .collector
+                        .add(Box::pin(std::future::ready(result)), item),
+                }
+            }
+            Lane::Plain => {
+                let size = body.len();
+                let mut write: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
+                    let _ = channel
+                        .basic_publish(exchange, key, options, &body, properties)
+                        .await;
+                });
+                // A failure here is that of the link. The request may run and its reply may come: nothing is said.
+                let written = poll_once(write.as_mut()).is_ready();
+                self.plain
+                    .published(now, size, (!written).then_some(write), item);
+            }
+        }
+    }
+}
+
+fn poll_once<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// The book-keeping of a channel without confirms.
+#[derive(Default)]
+struct Plain {
+    /// One in a while, the write of a publish: by them the publisher notices a socket that takes nothing.
+    marks: VecDeque<Mark>,
+    since_mark: (usize, usize),
+    unwritten: (usize, usize),
+    /// Who was written to lately, for the account of a return.
+    recent: VecDeque<(SendId, Address)>,
+    look: Option<(Instant, Duration, Instant)>,
+}
+
+struct Mark {
+    write: Pin<Box<dyn Future<Output = ()> + Send>>,
+    messages: usize,
+    bytes: usize,
+}
+
+impl Plain {
+    fn published(
+        &mut self,
+        now: Instant,
+        size: usize,
+        write: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+        item: Outgoing,
+    ) {
+        self.since_mark.0 += 1;
+        self.since_mark.1 = self.since_mark.1.saturating_add(size);
+        if let Some(write) = write
+            && (self.since_mark.0 >= UNWRITTEN / 16 || self.since_mark.1 >= UNWRITTEN_BYTES / 16)
+        {
+            let (messages, bytes) = std::mem::take(&mut self.since_mark);
+            self.unwritten.0 += messages;
+            self.unwritten.1 = self.unwritten.1.saturating_add(bytes);
+            self.marks.push_back(Mark {
+                write,
+                messages,
+                bytes,
+            });
+        }
+        if item.mandatory {
+            if self.recent.len() >= REMEMBERED {
+                self.recent.pop_front();
+            }
+            self.recent.push_back((item.message.send, item.to));
+            self.look = Some((now + FIRST_LOOK, FIRST_LOOK, now + LOOK_FOR));
+        }
+        // Whoever held a receipt would wait for ever: requests with receipts do not take this lane.
+        debug_assert!(!matches!(item.report, Report::Receipt(_)));
+    }
+
+    fn is_congested(&self) -> bool {
+        self.unwritten.0 >= UNWRITTEN || self.unwritten.1 >= UNWRITTEN_BYTES
+    }
+
+    /// Waits until the oldest marked publish is written.
+    async fn oldest(&mut self) {
+        while let Some(mark) = self.marks.front_mut() {
+            mark.write.as_mut().await;
+            self.unwritten.0 -= mark.messages;
+            self.unwritten.1 = self.unwritten.1.saturating_sub(mark.bytes);
+            self.marks.pop_front();
+            if !self.is_congested() {
+                return;
+            }
+        }
+    }
+
+    async fn written(&mut self) {
+        while let Some(mark) = self.marks.front_mut() {
+            mark.write.as_mut().await;
+            self.marks.pop_front();
+        }
+        self.unwritten = (0, 0);
+    }
+
+    fn next_look(&self) -> Option<Instant> {
+        self.look.map(|(at, ..)| at)
+    }
+
+    /// Reports what the broker returned so far.
+    fn collect_returns(&mut self, channel: &Channel, events: &Events) {
+        let Some((due, interval, end)) = self.look else {
+            return;
+        };
+        let now = Instant::now();
+        if now >= due {
+            let interval = (interval * 2).min(LAST_LOOK);
+            self.look = (now < end).then_some((now + interval, interval, end));
+        }
+        let returned = std::pin::pin!(channel.wait_for_confirms());
+        // Without confirms there is nothing to wait for: the call hands out what was returned.
+        let Poll::Ready(Ok(messages)) = poll_once(returned) else {
+            return;
+        };
+        for message in messages {
+            let (id, why) = account(&message);
+            let Some(id) = id else { continue };
+            let Some(place) = self.recent.iter().rposition(|(send, _)| *send == id) else {
+                tracing::debug!(send = id.0, "a request came back too late to be told");
+                continue;
+            };
+            let Some((_, to)) = self.recent.remove(place) else {
+                continue;
+            };
+            let message = properties::returned(id, message);
+            lost(events, to, message, &why);
+        }
+    }
+}
+
+fn lost(events: &Events, to: Address, message: messaging_core::driver::Message, why: &str) {
+    use messaging_core::driver::{Event, Lost};
+    let reason = format!("nobody has a queue for {to}: {why}");
+    events.event(Event::Lost(Lost {
+        send: message.send,
+        kind: ErrorKind::NoServer,
+        outcome: Outcome::NotSent,
+        reason,
+        returned: Some(Box::new((to, message))),
+    }));
+}
+
+async fn open(session: &Session, lane: Lane) -> Result<Channel, Fault> {
+    let channel = session.link.channel().await?;
+    if lane == Lane::Confirmed {
+        within(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    }
+    Ok(channel)
+}
+
+fn channel_is_up(channel: &Channel) -> bool {
+    channel.status().connected()
+}
+
+async fn task(declaring: &mut Option<Declaring>) -> Result<()> {
+    match declaring {
+        Some(declaring) => (&mut declaring.task).await.unwrap_or_else(|_| {
+            Err(messaging_core::Error::not_sent(
+                ErrorKind::Internal,
+                "declaring the exchange was interrupted",
+            ))
+        }),
+        None => std::future::pending().await,
+    }
+}
+
+/// Sleeps until then, or for ever.
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant.into()).await,
+        None => std::future::pending().await,
+    }
+}
