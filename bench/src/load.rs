@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 /// What one run measured.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Run {
+    pub(crate) calls: usize,
     pub(crate) calls_per_s: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
@@ -47,6 +48,7 @@ where
             .map_or(0.0, |ns| *ns as f64 / 1000.0)
     };
     Ok(Run {
+        calls: all.len(),
         calls_per_s: all.len() as f64 / elapsed,
         p50_us: at(0.5),
         p99_us: at(0.99),

@@ -55,6 +55,10 @@ pub(crate) fn run(plan: &Plan) -> std::result::Result<bool, Box<dyn std::error::
                     continue;
                 }
                 let run = runtime.block_on(one(subject, in_flight, plan.run_time()))?;
+                if plan.only.is_some() {
+                    // For a profiler, which counts for the whole process.
+                    eprintln!("{subject}, {in_flight} in flight: {} calls", run.calls);
+                }
                 if pair > 0 {
                     runs.push(run);
                 }
@@ -111,13 +115,9 @@ struct Carried {
 async fn channels(in_flight: usize, time: Duration) -> Result<Run> {
     let (sender, mut requests) = mpsc::channel::<Carried>(4096);
     let server = tokio::spawn(async move {
-        while let Some(Carried { body, reply, .. }) = requests.recv().await {
-            let request = decode_request(&body).expect("the baseline writes what it reads");
-            let q: Question =
-                serde_json::from_str(request.args()).expect("the baseline writes what it reads");
-            let result = serde_json::to_string(&answer(q)).expect("an answer serializes");
-            let id = request.msg_id().unwrap_or_default();
-            let _ = reply.send(encode_reply(id, Correlation(7), ReplyBody::Result(&result)));
+        // Each request on a task of its own: handlers may await, and one must not hold up the next.
+        while let Some(carried) = requests.recv().await {
+            tokio::spawn(async move { serve(carried) });
         }
     });
     let context = Arc::new(CallerContext::default());
@@ -167,4 +167,13 @@ async fn channels(in_flight: usize, time: Duration) -> Result<Run> {
     .await?;
     server.abort();
     Ok(run)
+}
+
+fn serve(Carried { body, reply, .. }: Carried) {
+    let request = decode_request(&body).expect("the baseline writes what it reads");
+    let q: Question =
+        serde_json::from_str(request.args()).expect("the baseline writes what it reads");
+    let result = serde_json::to_string(&answer(q)).expect("an answer serializes");
+    let id = request.msg_id().unwrap_or_default();
+    let _ = reply.send(encode_reply(id, Correlation(7), ReplyBody::Result(&result)));
 }
