@@ -35,11 +35,22 @@ pub trait Harness: Send + Sync + 'static {
         Duration::from_secs(10)
     }
 
-    /// Takes away what the driver leaves on the broker by design. Called once, after the last test, with what
-    /// all names of this run begin with.
-    fn clean(&self, prefix: &str) {
-        let _ = prefix;
+    /// Takes away what the driver leaves on the broker by design, such as the queues of topics. Called once, after
+    /// the last test, with every server that ran.
+    fn clean(&self, served: &[Served]) {
+        let _ = served;
     }
+}
+
+/// A server that a test ran; its names are those of this run alone.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Served {
+    /// The exchange.
+    pub exchange: String,
+    /// The topic.
+    pub topic: String,
+    /// The server.
+    pub server: String,
 }
 
 /// Why the driver cannot be tested here.

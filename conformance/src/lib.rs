@@ -57,7 +57,7 @@ mod session;
 pub use behaviour::{Behaviour, Need, Run, behaviours};
 pub use case::{Case, Status, Verdict, cases};
 pub use failure::Failure;
-pub use harness::{Harness, Skip, Variant, env_url};
+pub use harness::{Harness, Served, Skip, Variant, env_url};
 pub use ledger::{Guarantee, Ledger, Summary};
 pub use runner::main;
 pub use session::Session;

@@ -33,7 +33,7 @@ pub fn main(harness: impl Harness) -> ExitCode {
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !list {
-        harness.clean(session::run_prefix());
+        harness.clean(&session::served());
     }
     conclusion.exit_code()
 }

@@ -1,5 +1,6 @@
 //! What one test has to itself: names, driver instances, a step it is at, and a teardown that is checked.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -12,6 +13,7 @@ use messaging_core::{Transport, TransportUrl};
 
 use crate::events::Events;
 use crate::failure::{Failure, fail};
+use crate::harness::Served;
 use crate::link::{Link, Place};
 
 /// How long nothing may happen before "nothing more arrives" counts as shown.
@@ -32,6 +34,27 @@ pub(crate) fn run_prefix() -> &'static str {
             RandomState::new().build_hasher().finish() as u32
         )
     })
+}
+
+static SERVED: Mutex<BTreeSet<Served>> = Mutex::new(BTreeSet::new());
+
+/// The servers that ran in this process so far.
+pub(crate) fn served() -> Vec<Served> {
+    let served = SERVED.lock().unwrap_or_else(PoisonError::into_inner);
+    served.iter().cloned().collect()
+}
+
+/// Has what a server leaves on the broker cleaned in the end.
+pub(crate) fn note_served(exchange: &str, topic: &str, server: &str) {
+    let served = Served {
+        exchange: exchange.to_owned(),
+        topic: topic.to_owned(),
+        server: server.to_owned(),
+    };
+    SERVED
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(served);
 }
 
 /// What one run of one behaviour works with.

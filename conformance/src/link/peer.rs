@@ -14,7 +14,7 @@ use messaging_core::{Error, ErrorKind};
 
 use crate::events::Events;
 use crate::failure::{Failure, describe, fail};
-use crate::session::{QUIET, SLACK};
+use crate::session::{QUIET, SLACK, note_served};
 
 /// One instance of the driver under test.
 #[derive(Debug, Clone)]
@@ -132,6 +132,7 @@ impl Link {
         server: &str,
         prefetch: Option<u32>,
     ) -> Result<Consumer, Failure> {
+        note_served(&at.exchange, &at.topic, server);
         let subscription = Subscription::Server {
             exchange: at.exchange.clone(),
             topic: at.topic.clone(),

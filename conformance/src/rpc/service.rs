@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use crate::failure::{Failure, fail};
 use crate::ledger::Ledger;
-use crate::session::{SLACK, Session};
+use crate::session::{SLACK, Session, note_served};
 
 /// How long a plain handler waits at a gate that nobody opens, so that a failed test leaves no thread behind.
 const GATE_LIMIT: Duration = Duration::from_secs(50);
@@ -223,6 +223,9 @@ impl Service {
         target: Target,
         concurrency: u32,
     ) -> Result<RpcServer, Failure> {
+        if let (Some(exchange), Some(topic)) = (&target.exchange, &target.topic) {
+            note_served(exchange, topic, &self.name);
+        }
         let start = RpcServer::builder(
             transport,
             target.server(self.name.as_str()),
