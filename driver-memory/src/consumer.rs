@@ -12,7 +12,7 @@ use messaging_core::driver::{
 use slab::Slab;
 
 use crate::lock;
-use crate::queue::{Entry, Popped, Queue, Wakes};
+use crate::queue::{Popped, Queue, Queued, Wakes};
 
 /// How long the longest delay of a requeue is.
 const LONGEST_DELAY: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -51,7 +51,7 @@ pub(crate) struct Consumer {
 #[derive(Debug)]
 struct Held {
     /// What was handed out and not settled; a delivery's tag is its key.
-    deliveries: Slab<Entry>,
+    deliveries: Slab<Queued>,
     phase: Phase,
     /// The listener's task, where `prefetch` keeps it from taking more.
     blocked: Option<Waker>,

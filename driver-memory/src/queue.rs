@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Instant;
 
-pub(crate) use self::entry::{Entry, Wakes};
+pub(crate) use self::entry::{Entry, Queued, Wakes};
 pub(crate) use self::line::{Request, Room};
 use self::state::State;
 use crate::lock;
@@ -43,7 +43,7 @@ pub(crate) enum Refusal {
 /// What a look for a message found.
 #[derive(Debug)]
 pub(crate) enum Popped {
-    Entry(Entry),
+    Entry(Queued),
     /// None is ready; the next delayed one will be at that time.
     Empty(Option<Instant>),
 }
@@ -102,10 +102,10 @@ impl Queue {
     /// Why not; `entry` is as it was.
     pub(crate) fn push(
         &self,
-        entry: &mut Option<Entry>,
+        entry: &mut Option<Queued>,
         needs_listener: bool,
     ) -> Result<(), Refusal> {
-        let size = entry.as_ref().map_or(0, Entry::size);
+        let size = entry.as_ref().map_or(0, |entry| entry.size());
         let mut expired = Vec::new();
         let mut state = lock(&self.state);
         self.reserve_in(&mut state, size, needs_listener, &mut expired)?;
@@ -133,7 +133,7 @@ impl Queue {
         state: &mut State,
         size: usize,
         needs_listener: bool,
-        expired: &mut Vec<Entry>,
+        expired: &mut Vec<Queued>,
     ) -> Result<(), Refusal> {
         self.admit(state, size, needs_listener)?;
         if !state.senders.is_empty() {
@@ -162,7 +162,7 @@ impl Queue {
     }
 
     /// Puts a message into a place that is reserved. False: the queue is gone.
-    pub(crate) fn fill(&self, entry: Entry) -> bool {
+    pub(crate) fn fill(&self, entry: Queued) -> bool {
         let mut state = lock(&self.state);
         if state.removed {
             return false;
@@ -220,7 +220,7 @@ impl Queue {
         popped
     }
 
-    fn pop_from(&self, state: &mut State, expired: &mut Vec<Entry>, wakes: &mut Wakes) -> Popped {
+    fn pop_from(&self, state: &mut State, expired: &mut Vec<Queued>, wakes: &mut Wakes) -> Popped {
         let due = state.promote_due();
         let entry = state.take_first(expired);
         if entry.is_some() || !expired.is_empty() || due.is_some() {
@@ -241,7 +241,7 @@ impl Queue {
     }
 
     /// Puts a delivery back to its old place, at once or when it is due.
-    pub(crate) fn requeue(&self, mut entry: Entry, due: Option<Instant>, wakes: &mut Wakes) {
+    pub(crate) fn requeue(&self, mut entry: Queued, due: Option<Instant>, wakes: &mut Wakes) {
         entry.attempt = entry.attempt.saturating_add(1);
         let mut state = lock(&self.state);
         if state.removed {

@@ -11,7 +11,7 @@ use messaging_core::{Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
 use crate::driver::{INBOX_PREFIX, MemoryDriver};
-use crate::queue::{Entry, Queue, Refusal};
+use crate::queue::{Entry, Queue, Queued, Refusal};
 use crate::room::{Place, WaitForPlace};
 use crate::topology::Route;
 
@@ -20,16 +20,16 @@ impl MemoryDriver {
     pub(crate) fn hand_over(
         &self,
         to: &Address,
-        message: Message,
+        mut message: Message,
         options: &SendOptions,
     ) -> Result<Receipt, TrySendError> {
-        let now = Instant::now();
-        self.check(&message, options, now)
+        self.check(&message, options)
             .map_err(TrySendError::Failed)?;
-        let message = without_reserved_headers(message);
+        strip_reserved_headers(&mut message);
         match to {
+            // It is there before any clock could say that the deadline has passed, so none is read.
             Address::Inbox(inbox) => self.reply(inbox, message, options),
-            to => self.deliver(to, message, options, now),
+            to => self.deliver(to, message, options),
         }
     }
 
@@ -56,7 +56,8 @@ impl MemoryDriver {
             };
             let places = self.places(queues, wanted).await?;
             let now = Instant::now();
-            self.check(&message, options, now)?;
+            self.check_open()?;
+            in_time(options, now)?;
             let mut reached = 0;
             for place in places {
                 reached += u32::from(place.fill(entry(message.clone(), options, now)));
@@ -72,11 +73,8 @@ impl MemoryDriver {
     }
 
     /// What is wrong with sending this, whoever it is for.
-    fn check(&self, message: &Message, options: &SendOptions, now: Instant) -> Result<()> {
+    fn check(&self, message: &Message, options: &SendOptions) -> Result<()> {
         self.check_open()?;
-        if options.deadline <= now {
-            return Err(too_late());
-        }
         if options.ttl.is_some() && !self.can().ttl {
             return Err(Error::unsupported(
                 "this memory transport has no ttl (option without): send without one",
@@ -206,8 +204,9 @@ impl MemoryDriver {
         to: &Address,
         message: Message,
         options: &SendOptions,
-        now: Instant,
     ) -> Result<Receipt, TrySendError> {
+        let now = Instant::now();
+        in_time(options, now).map_err(TrySendError::Failed)?;
         let needs_listener = self.reports_nobody(options, NobodyGrade::Live);
         let mut entry = Some(entry(message, options, now));
         loop {
@@ -272,14 +271,14 @@ struct Wanted<'a> {
     needs_listener: bool,
 }
 
-fn entry(message: Message, options: &SendOptions, now: Instant) -> Entry {
+fn entry(message: Message, options: &SendOptions, now: Instant) -> Queued {
     // A time to live beyond what the clock can say is none.
     let expires = options.ttl.and_then(|ttl| now.checked_add(ttl));
     Entry::new(message, now, expires, options.priority)
 }
 
 /// A copy to each queue that is still there, or to none where one is full; how many there were.
-fn push_each(queues: &[Arc<Queue>], entry: &mut Option<Entry>) -> Result<u32, Refusal> {
+fn push_each(queues: &[Arc<Queue>], entry: &mut Option<Queued>) -> Result<u32, Refusal> {
     let Some(whole) = entry else { return Ok(0) };
     let mut places = Vec::with_capacity(queues.len());
     for queue in queues {
@@ -297,9 +296,9 @@ fn push_each(queues: &[Arc<Queue>], entry: &mut Option<Entry>) -> Result<u32, Re
 }
 
 /// Headers whose names begin with `x-` belong to transports, and this one has none.
-fn without_reserved_headers(mut message: Message) -> Message {
+fn strip_reserved_headers(message: &mut Message) {
     if message.headers.is_empty() {
-        return message;
+        return;
     }
     let mut kept = Headers::new();
     for (name, value) in message.headers.iter() {
@@ -308,7 +307,6 @@ fn without_reserved_headers(mut message: Message) -> Message {
         }
     }
     message.headers = kept;
-    message
 }
 
 fn no_server(to: &Address) -> Error {
@@ -322,11 +320,14 @@ pub(crate) fn closed() -> Error {
     Error::not_sent(ErrorKind::Closed, "the transport is closed")
 }
 
-fn too_late() -> Error {
-    Error::not_sent(
-        ErrorKind::Timeout,
-        "the deadline passed before the message was taken over",
-    )
+fn in_time(options: &SendOptions, now: Instant) -> Result<()> {
+    if options.deadline <= now {
+        return Err(Error::not_sent(
+            ErrorKind::Timeout,
+            "the deadline passed before the message was taken over",
+        ));
+    }
+    Ok(())
 }
 
 fn too_large(size: usize, limit: usize, whose: &str) -> Result<()> {

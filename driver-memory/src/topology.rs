@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use foldhash::fast::RandomState;
 use messaging_core::driver::{Address, EventSink, InboxAddress, NotificationBinding, Presence};
 use messaging_core::{Error, ErrorKind, Result};
 
@@ -45,13 +46,13 @@ impl fmt::Debug for Inbox {
 #[derive(Debug, Default)]
 pub(crate) struct Topology {
     places: RwLock<Places>,
-    inboxes: RwLock<HashMap<InboxAddress, Arc<Inbox>>>,
+    inboxes: RwLock<HashMap<InboxAddress, Arc<Inbox>, RandomState>>,
 }
 
 #[derive(Debug, Default)]
 struct Places {
     // The address itself is the key: a look-up hashes what the sender has and allocates nothing.
-    by_address: HashMap<Address, Spot>,
+    by_address: HashMap<Address, Spot, RandomState>,
     swept_to: usize,
 }
 

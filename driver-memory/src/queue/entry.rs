@@ -5,6 +5,9 @@ use std::time::Instant;
 
 use messaging_core::driver::Message;
 
+/// An entry as it moves between lines, hands and tables: it is large, and moves often.
+pub(crate) type Queued = Box<Entry>;
+
 /// A message in a queue or in the hands of a consumer.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
@@ -27,15 +30,15 @@ impl Entry {
         since: Instant,
         expires: Option<Instant>,
         priority: u8,
-    ) -> Self {
-        Self {
+    ) -> Queued {
+        Queued::new(Self {
             message,
             since,
             expires,
             priority,
             attempt: 1,
             place: 0,
-        }
+        })
     }
 
     pub(crate) fn size(&self) -> usize {
