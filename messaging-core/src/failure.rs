@@ -135,8 +135,8 @@ impl fmt::Display for Failure {
 /// The Python class a failure of core's own crosses as. Those that oslo.messaging has keep its names.
 fn class_of(kind: ErrorKind) -> (&'static str, &'static str) {
     match kind {
-        ErrorKind::NoSuchMethod => ("oslo_messaging.rpc.dispatcher", "NoSuchMethod"),
-        ErrorKind::UnsupportedVersion => ("oslo_messaging.rpc.dispatcher", "UnsupportedVersion"),
+        ErrorKind::NoSuchMethod => (DISPATCHER, "NoSuchMethod"),
+        ErrorKind::UnsupportedVersion => (DISPATCHER, "UnsupportedVersion"),
         ErrorKind::BadArguments => ("builtins", "TypeError"),
         ErrorKind::Codec | ErrorKind::TooLarge => ("builtins", "ValueError"),
         ErrorKind::Panic => ("longshore", "Panic"),
@@ -157,16 +157,22 @@ const CROSSING: [ErrorKind; 8] = [
     ErrorKind::Cancelled,
 ];
 
+/// The module of oslo.messaging's own failures of dispatch.
+const DISPATCHER: &str = "oslo_messaging.rpc.dispatcher";
+
 /// The name a kind crosses by, if it does.
-pub(crate) fn crossing(kind: ErrorKind) -> Option<&'static str> {
-    CROSSING.contains(&kind).then(|| kind.as_str())
+///
+/// A handler's failure has none, unless its class would be taken for the server's own word that no handler ran:
+/// one that a handler passes on from a call it made.
+pub(crate) fn crossing(kind: ErrorKind, remote: &RemoteError) -> Option<&'static str> {
+    (CROSSING.contains(&kind) || remote.module == DISPATCHER).then(|| kind.as_str())
 }
 
 /// The error a remote failure becomes in the caller: `kind` is what a Longshore server said, if one did.
 pub(crate) fn error_of(remote: RemoteError, kind: Option<&str>) -> Error {
     let kind = match kind {
         Some(name) => CROSSING.into_iter().find(|kind| kind.as_str() == name),
-        None if remote.module == "oslo_messaging.rpc.dispatcher" => match &*remote.class {
+        None if remote.module == DISPATCHER && !is_of_a_handler(&remote) => match &*remote.class {
             "NoSuchMethod" => Some(ErrorKind::NoSuchMethod),
             "UnsupportedVersion" => Some(ErrorKind::UnsupportedVersion),
             _ => None,
@@ -183,6 +189,16 @@ pub(crate) fn error_of(remote: RemoteError, kind: Option<&str>) -> Error {
         _ => Outcome::Executed,
     };
     Error::new(kind, outcome, remote.to_string()).with_remote(remote)
+}
+
+/// Whether a failure of dispatch that came from Python was raised in a handler, which then did run: it stands below
+/// the frame that calls handlers, or was passed on, which puts a traceback into its message.
+fn is_of_a_handler(remote: &RemoteError) -> bool {
+    remote.message.contains('\n')
+        || remote
+            .traceback
+            .iter()
+            .any(|line| line.contains("in _do_dispatch"))
 }
 
 type MapEntry = Arc<dyn Fn(&(dyn StdError + 'static)) -> Option<RemoteError> + Send + Sync>;
@@ -222,5 +238,50 @@ impl fmt::Debug for ErrorMap {
         f.debug_struct("ErrorMap")
             .field("entries", &self.entries.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn no_such_method(message: &str, traceback: &[&str]) -> RemoteError {
+        let mut remote = RemoteError::new(DISPATCHER, "NoSuchMethod", message);
+        remote.traceback = traceback.iter().map(|line| (*line).to_owned()).collect();
+        remote
+    }
+
+    #[test]
+    fn a_failure_of_dispatch_claims_that_nothing_ran_only_where_it_is_the_servers_own() {
+        let own = no_such_method(
+            "Endpoint does not support RPC method x",
+            &["  File \"dispatcher.py\", line 318, in dispatch\n"],
+        );
+        let error = error_of(own.clone(), None);
+        assert_eq!(
+            (error.kind(), error.outcome()),
+            (ErrorKind::NoSuchMethod, Outcome::NotExecuted)
+        );
+
+        let of_handlers = [
+            // As Python passes it on, and as a handler raises it.
+            (no_such_method("Endpoint\nTraceback", &[]), None),
+            (
+                no_such_method(
+                    "Endpoint",
+                    &["  File \"dispatcher.py\", line 229, in _do_dispatch\n"],
+                ),
+                None,
+            ),
+            // As a handler of ours passes it on.
+            (own.clone(), crossing(ErrorKind::Remote, &own)),
+        ];
+        for (remote, kind) in of_handlers {
+            let error = error_of(remote, kind);
+            assert_eq!(
+                (error.kind(), error.outcome()),
+                (ErrorKind::Remote, Outcome::Executed)
+            );
+        }
     }
 }

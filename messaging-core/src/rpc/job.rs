@@ -392,7 +392,7 @@ impl InFlight {
             tracing::error!(target: "longshore::rpc", server = name, method, "failed: {failure}");
         }
         let (remote, kind) = failure.into_remote(&method, errors, *expose_errors);
-        self.answer(ReplyBody::Failure(&remote, failure::crossing(kind)));
+        self.answer(ReplyBody::Failure(&remote, failure::crossing(kind, &remote)));
     }
 
     fn answer(&mut self, body: ReplyBody<'_>) {
@@ -430,7 +430,7 @@ impl Drop for InFlight {
                 )
             };
             let (remote, kind) = failure.into_remote("", &self.shared.errors, false);
-            self.answer(ReplyBody::Failure(&remote, failure::crossing(kind)));
+            self.answer(ReplyBody::Failure(&remote, failure::crossing(kind, &remote)));
         }
     }
 }
@@ -453,7 +453,7 @@ fn send(shared: &Shared, id: &str, to: InboxAddress, body: ReplyBody<'_>) {
         bytes = wire::encode_reply(
             id,
             transport.unique_id(),
-            ReplyBody::Failure(&remote, failure::crossing(kind)),
+            ReplyBody::Failure(&remote, failure::crossing(kind, &remote)),
         );
     }
     transport

@@ -188,7 +188,11 @@ impl<S: Send + Sync + 'static> Router<S> {
     }
 
     /// The routes without the state, which the methods hold.
-    pub(crate) fn into_routes(self) -> Result<Routes> {
+    pub(crate) fn into_routes(mut self) -> Result<Routes> {
+        // A router that others were merged into may have no methods of its own: no endpoint, then, which matters to
+        // what is answered when none fits.
+        self.endpoints
+            .retain(|endpoint| !endpoint.methods.is_empty());
         self.fault.map_or(Ok(Routes(self.endpoints)), Err)
     }
 }
