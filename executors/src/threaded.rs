@@ -16,6 +16,9 @@ use crate::pool::{ThreadPool, ThreadPoolOptions};
 /// concurrency, and at most 4,096: beyond that jobs wait in the order of their arrival, up to 65,536 of them, then
 /// they are refused as busy. Where the operating system gives no thread, jobs are refused as busy too. Idle threads
 /// end after 10 seconds.
+///
+/// A handler that waits for another server of its own transport holds its thread meanwhile, so such a chain takes as
+/// many threads as it has links.
 #[derive(Debug)]
 pub struct ThreadedExecutor {
     gauge: Arc<Gauge>,

@@ -6,9 +6,10 @@
 
 mod common;
 
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::sync::Arc;
 use std::sync::mpsc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use common::{Gate, Ledger, NAMES, executor, runtime, soon, until, without_runtime};
@@ -257,7 +258,8 @@ impl Drop for PanicsWhenDropped {
 
 fn panicking_jobs(executor: &Arc<dyn Executor>, ledger: &Arc<Ledger>) -> Vec<Job> {
     let entry = || ledger.entry();
-    let (first, second, third, fourth) = (entry(), entry(), entry(), entry());
+    let (first, second, third, fourth, fifth) = (entry(), entry(), entry(), entry(), entry());
+    let bad = PanicsWhenDropped;
     let work = executor.clone();
     vec![
         Job::new(async move {
@@ -280,6 +282,12 @@ fn panicking_jobs(executor: &Arc<dyn Executor>, ledger: &Arc<Ledger>) -> Vec<Job
             }))
             .await;
         }),
+        Job::new(poll_fn(move |_| {
+            // Owned by the future itself, which is dropped after its last poll.
+            let _ = &bad;
+            fifth.run();
+            Poll::Ready(())
+        })),
     ]
 }
 
@@ -294,17 +302,17 @@ fn a_job_that_panics_ends_nothing_but_itself() {
         executor
             .spawn_batch(panicking_jobs(&executor, &ledger))
             .unwrap();
-        until(4, || ledger.dropped());
+        until(5, || ledger.dropped());
         for job in panicking_jobs(&executor, &ledger) {
             executor.spawn(job).unwrap();
         }
-        until(8, || ledger.dropped());
-        assert_eq!(ledger.ran(), 8);
+        until(10, || ledger.dropped());
+        assert_eq!(ledger.ran(), 10);
         let entry = ledger.entry();
         executor
             .spawn(Job::new(async move { entry.run() }))
             .unwrap();
-        until(9, || ledger.ran());
+        until(11, || ledger.ran());
         assert_eq!(without_runtime(executor.close(in_a_while())), 0);
         // Each of the pool's threads is still there.
         until(pool.threads(), || pool.idle());
