@@ -1,0 +1,14 @@
+//! Interoperability with real oslo.messaging over RabbitMQ, in both directions.
+//!
+//! Each case is named on the terminal. What is missing from the environment fails a test: nothing is skipped.
+
+#![allow(clippy::unwrap_used)]
+
+mod dispatch;
+mod python_calls;
+mod raw_replies;
+mod raw_requests;
+mod rust_calls;
+mod support;
+mod topology;
+mod wire;
