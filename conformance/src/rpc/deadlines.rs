@@ -14,7 +14,7 @@ use crate::ledger::{Guarantee, Ledger};
 use crate::session::{SLACK, Session};
 
 /// The timeout of calls that are meant to run into it.
-const SHORT: Duration = Duration::from_millis(500);
+const SHORT: Duration = Duration::from_secs(1);
 
 /// How far a server forgives a clock that differs from its own; what waited longer is expired on any clock.
 const SKEW: Duration = Duration::from_secs(2);
@@ -30,6 +30,13 @@ pub(crate) async fn timeout_fires(session: &Session) -> Result<(), Failure> {
         .await?;
     let client = session.client(&here, "topic");
 
+    // The first call makes the inbox, which is not what is timed here.
+    session.step("a call that is answered");
+    let warm = CALLS + 1;
+    ledger.sent(warm);
+    let call = client.call::<String>("whoami").arg("id", warm);
+    book(&ledger, warm, call.await)?;
+
     session.step("ten calls that nobody answers in time");
     let calls = (0..CALLS).map(|id| {
         let method = if id % 2 == 0 { "hold" } else { "hold_plain" };
@@ -40,15 +47,17 @@ pub(crate) async fn timeout_fires(session: &Session) -> Result<(), Failure> {
     for (id, result) in join_all(calls).await {
         match book(&ledger, id, result?) {
             Ok(_) => fail!("call {id} was answered, although its handler still waits"),
+            // An overloaded machine may not get every call out in time. The ledger knows which outcomes are true.
             Err(error) => ensure!(
-                error.kind() == ErrorKind::Timeout && error.outcome() == Outcome::Unknown,
+                error.kind() == ErrorKind::Timeout
+                    && matches!(error.outcome(), Outcome::Unknown | Outcome::NotSent),
                 "call {id} failed otherwise: {}",
                 describe(&error)
             ),
         }
     }
     ensure!(
-        ledger.handled_count() > 0,
+        ledger.handled_count() > 1,
         "none of the calls reached the server"
     );
     ensure!(here.pending_calls() == 0, "calls that are over still wait");
@@ -204,7 +213,7 @@ pub(crate) async fn expired_request_not_executed(session: &Session) -> Result<()
     ledger.accepted(CALLS);
 
     session.step("the deadlines pass, on any clock");
-    let past = started + SHORT + SHORT + SKEW + SLACK / 2;
+    let past = started + SHORT * 2 + SKEW + SLACK / 2;
     tokio::time::sleep_until(past.into()).await;
     gate.0.open();
     let held = hold

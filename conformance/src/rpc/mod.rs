@@ -65,7 +65,7 @@ pub(crate) const BEHAVIOURS: &[Behaviour] = &[
     },
     Behaviour {
         id: "rpc::timeout_fires",
-        doc: "A call without an answer fails at its deadline as timeout and unknown, and a late reply disturbs nobody.",
+        doc: "A call without an answer fails at its deadline as timeout, claims no more than is known, and its late reply disturbs nobody.",
         needs: &[],
         budget: MINUTE,
         run: |session| Box::pin(deadlines::timeout_fires(session)),
