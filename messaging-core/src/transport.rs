@@ -339,7 +339,8 @@ impl TransportBuilder {
             max_body: core.max_body,
         };
         let registration = registry::find_driver(&url.scheme)
-            .map_err(|e| e.with_note(format!("the URL is {url}")))?;
+            // Masked first and cut then: a URL may be 64 KiB long.
+            .map_err(|e| e.with_note(format!("the URL is {:.200}", url.to_string())))?;
         let io = Io::new(format!(
             "{}-io",
             registration.schemes.first().unwrap_or(&"transport")
