@@ -1,5 +1,7 @@
 //! Queues: order, time to live, delays, attempts, prefetch, and what happens to what is unsettled.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 mod common;
 
 use std::time::{Duration, Instant};
@@ -146,26 +148,47 @@ async fn a_delay_is_kept_and_wakes_whoever_waits() {
     assert!(at >= since + DELAY, "after {:?} already", at - since);
 }
 
+/// Two deliveries with a delay in between.
+async fn twice_with_a_delay() {
+    let driver = open(&bus());
+    let mut listener = serve_with(&driver, "s", 10).await;
+    assert!(try_send(&driver, &topic(), "later"));
+    for _ in 0..2 {
+        match std::future::poll_fn(|cx| listener.poll_next(cx)).await {
+            Some(Incoming::Delivery(mut delivery)) => delivery
+                .settlement
+                .settle(Verdict::Requeue(Duration::from_millis(20)))
+                .unwrap(),
+            other => panic!("instead of a delivery: {other:?}"),
+        }
+    }
+}
+
 #[test]
 fn a_delay_needs_no_runtime_with_timers() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
-    runtime.block_on(async {
-        let driver = open(&bus());
-        let mut listener = serve(&driver, "s").await;
-        assert!(try_send(&driver, &topic(), "later"));
-        for _ in 0..2 {
-            // Without timers of its own the runtime can only wait to be woken.
-            match std::future::poll_fn(|cx| listener.poll_next(cx)).await {
-                Some(Incoming::Delivery(mut delivery)) => delivery
-                    .settlement
-                    .settle(Verdict::Requeue(Duration::from_millis(20)))
-                    .unwrap(),
-                other => panic!("instead of a delivery: {other:?}"),
-            }
+    runtime.block_on(twice_with_a_delay());
+}
+
+#[test]
+fn a_delay_needs_no_runtime_at_all() {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.unpark();
         }
-    });
+    }
+    let waker = std::sync::Arc::new(Unpark(std::thread::current())).into();
+    let mut cx = std::task::Context::from_waker(&waker);
+    let mut work = std::pin::pin!(twice_with_a_delay());
+    let end = soon();
+    while work.as_mut().poll(&mut cx).is_pending() {
+        // Nothing but a wake brings it on: one that is missing shows as the end of patience.
+        std::thread::park_timeout(end - Instant::now());
+        assert!(Instant::now() < end, "it was not woken");
+    }
 }
 
 #[tokio::test]
