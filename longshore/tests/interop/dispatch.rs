@@ -18,6 +18,8 @@ struct Case {
     target: Value,
     method: &'static str,
     expected: &'static str,
+    /// Python's answer, where it differs.
+    python: Option<&'static str>,
 }
 
 const NO_METHOD: &str = "RemoteError NoSuchMethod: Endpoint does not support RPC method ";
@@ -31,6 +33,7 @@ fn cases() -> Vec<Case> {
         target,
         method,
         expected,
+        python: None,
     };
     let plain = || json!([{"methods": ["foo", "bar"]}]);
     let two = |first: &str, second: &str| {
@@ -204,16 +207,20 @@ fn cases() -> Vec<Case> {
             "oslo_rpc_server_ping",
             "pong",
         )),
-        policy(
-            "explicit",
-            ping(case(
+        // Python's own ping is not marked as exposed; ours is: whoever switches it on wants its answer.
+        Case {
+            policy: "explicit",
+            python: Some(
+                "RemoteError NoSuchMethod: Endpoint does not support RPC method oslo_rpc_server_ping",
+            ),
+            ..ping(case(
                 "ping under the explicit policy",
                 plain(),
                 json!({}),
                 "oslo_rpc_server_ping",
                 "pong",
-            )),
-        ),
+            ))
+        },
         ping(case(
             "an own ping endpoint wins",
             own_ping,
@@ -308,7 +315,7 @@ async fn requests_are_dispatched_as_by_python() {
         results.equal(
             &format!("{}, answered by Python", case.name),
             &*pythons,
-            case.expected,
+            case.python.unwrap_or(case.expected),
         );
         if case.expected.starts_with(NO_METHOD) || case.expected.contains("UnsupportedVersion") {
             results.equal(
@@ -317,9 +324,6 @@ async fn requests_are_dispatched_as_by_python() {
                 1,
             );
         }
-        python
-            .ask(json!({"op": "stop", "topic": theirs, "server": "theirs"}))
-            .await;
         server
             .stop(std::time::Duration::from_secs(5))
             .await
