@@ -186,17 +186,22 @@ impl Verb {
 
 /// Masks every argument that may be a transport URL: a usage error quotes whatever stood in the wrong place.
 fn hide_secrets(mut text: String, arguments: &[OsString]) -> String {
-    for argument in arguments {
-        let argument = argument.to_string_lossy();
-        let value = argument.split_once('=').map(|(_, value)| value);
-        for quoted in [Some(&*argument), value].into_iter().flatten() {
-            let masked = match quoted.split_once("://") {
-                Some((scheme, _)) => format!("{scheme}://***"),
-                None if quoted.contains('@') => "***".to_owned(),
-                None => continue,
-            };
-            text = text.replace(quoted, &masked);
-        }
+    let arguments: Vec<_> = arguments.iter().map(|a| a.to_string_lossy()).collect();
+    // Of `--option=value` the value alone is quoted.
+    let values = arguments
+        .iter()
+        .filter_map(|a| a.split_once('=').map(|(_, value)| value));
+    let mut quoted: Vec<&str> = arguments.iter().map(AsRef::as_ref).chain(values).collect();
+    // The longest first, for one may be the beginning of another.
+    quoted.sort_unstable_by_key(|quoted| std::cmp::Reverse(quoted.len()));
+    for quoted in quoted {
+        let masked = match quoted.split_once("://") {
+            Some((_, "")) => continue,
+            Some((scheme, _)) => format!("{scheme}://***"),
+            None if quoted.contains('@') => "***".to_owned(),
+            None => continue,
+        };
+        text = text.replace(quoted, &masked);
     }
     text
 }

@@ -106,6 +106,7 @@ fn sleep(state: Arc<Diagnostics>, _: Context, args: Sleep) -> Result<Number, Fai
         .filter(|time| *time <= LONGEST_SLEEP);
     state.done(match time {
         Some(time) => {
+            tracing::debug!(?time, "a request sleeps");
             std::thread::sleep(time);
             Ok(args.seconds)
         }
