@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Instant;
 
+use futures_util::task::AtomicWaker;
 use tokio::runtime::Handle;
 
 use crate::error::{Error, Result};
@@ -71,23 +72,38 @@ fn polls_a_tokio_task() -> bool {
     })
 }
 
-/// Sleeps until a time, on a tokio runtime or within [`block_on`].
+/// Sleeps until a time: on a tokio runtime, within [`block_on`], or under any other executor.
 #[derive(Debug)]
 pub(crate) struct Sleep {
     until: Instant,
-    timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    timer: Timer,
+}
+
+#[derive(Debug)]
+enum Timer {
+    Unarmed,
+    Tokio(Pin<Box<tokio::time::Sleep>>),
+    /// Under an executor that has no timers we know of, a thread of its own wakes the sleeper.
+    Thread(Arc<AtomicWaker>),
 }
 
 impl Sleep {
     pub(crate) fn until(until: Instant) -> Self {
-        Self { until, timer: None }
+        Self {
+            until,
+            timer: Timer::Unarmed,
+        }
     }
 
     /// Moves the time. A later poll arms it anew.
     pub(crate) fn reset(&mut self, until: Instant) {
+        if until == self.until {
+            return;
+        }
         self.until = until;
-        if let Some(timer) = &mut self.timer {
-            timer.as_mut().reset(until.into());
+        match &mut self.timer {
+            Timer::Tokio(timer) => timer.as_mut().reset(until.into()),
+            timer => *timer = Timer::Unarmed,
         }
     }
 }
@@ -105,10 +121,40 @@ impl Future for Sleep {
             return Poll::Pending;
         }
         let until = self.until;
-        self.timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until.into())))
-            .as_mut()
-            .poll(cx)
+        if matches!(self.timer, Timer::Unarmed) {
+            self.timer = if Handle::try_current().is_ok() {
+                Timer::Tokio(Box::pin(tokio::time::sleep_until(until.into())))
+            } else {
+                let waker = Arc::new(AtomicWaker::new());
+                let sleeper = Arc::downgrade(&waker);
+                let thread = thread::Builder::new()
+                    .name("longshore-timer".to_owned())
+                    .spawn(move || {
+                        thread::sleep(until.saturating_duration_since(Instant::now()));
+                        if let Some(sleeper) = sleeper.upgrade() {
+                            sleeper.wake();
+                        }
+                    });
+                if thread.is_err() {
+                    // Without a timer, asking again is all that is left.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Timer::Thread(waker)
+            };
+        }
+        match &mut self.timer {
+            Timer::Tokio(timer) => timer.as_mut().poll(cx),
+            Timer::Thread(waker) => {
+                waker.register(cx.waker());
+                if Instant::now() >= until {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            }
+            Timer::Unarmed => Poll::Pending,
+        }
     }
 }
 
@@ -139,6 +185,21 @@ mod tests {
         })
         .unwrap();
         assert!(started.elapsed() >= Duration::from_millis(30));
+    }
+
+    #[test]
+    fn sleeps_under_another_executor() {
+        let started = Instant::now();
+        let mut sleep = pin!(Sleep::until(started + Duration::from_millis(30)));
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        while sleep
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+        {
+            thread::park_timeout(Duration::from_secs(20));
+        }
+        assert!((Duration::from_millis(30)..Duration::from_secs(15)).contains(&started.elapsed()));
     }
 
     #[test]

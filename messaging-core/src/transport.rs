@@ -164,6 +164,16 @@ impl Transport {
         &self.0.settings
     }
 
+    /// The largest body in bytes, packed or unpacked.
+    pub(crate) fn max_body(&self) -> usize {
+        self.0
+            .capabilities
+            .max_body
+            .map_or(self.0.settings.max_body, |max| {
+                max.min(self.0.settings.max_body)
+            })
+    }
+
     pub(crate) fn pending(&self) -> &Arc<Pending> {
         &self.0.pending
     }

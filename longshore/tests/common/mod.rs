@@ -1,6 +1,11 @@
 //! What the tests share: URLs, gates, waiting for a condition.
 
-#![allow(dead_code, unreachable_pub, missing_debug_implementations, clippy::unwrap_used)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_debug_implementations,
+    clippy::unwrap_used
+)]
 
 pub mod executors_cases;
 

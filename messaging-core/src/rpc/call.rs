@@ -29,6 +29,8 @@ const INSPECT_MARGIN: Duration = Duration::from_millis(250);
 /// The first and the longest pause before a request is sent again; each is drawn from zero to its bound.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// With less time left, a request is not sent again: the driver could no longer say whether it was.
+const LEAST_LEFT: Duration = Duration::from_millis(100);
 
 /// Makes the call; the result's JSON, `None` for null.
 pub(crate) async fn execute(mut outgoing: Outgoing) -> Result<Option<Box<RawValue>>> {
@@ -69,7 +71,7 @@ pub(crate) async fn execute(mut outgoing: Outgoing) -> Result<Option<Box<RawValu
     );
     loop {
         let now = Instant::now();
-        let left = deadline.saturating_duration_since(now);
+        let left = whole_millis(deadline.saturating_duration_since(now));
         let sent_ms = wire::unix_ms_now();
         let body = wire::encode_request(&RequestParts {
             method,
@@ -164,11 +166,7 @@ pub(crate) fn reports_nobody(settings: &Settings, transport: &Transport) -> Resu
 }
 
 pub(crate) fn check_size(transport: &Transport, bytes: usize) -> Result<()> {
-    let max = transport
-        .capabilities()
-        .max_body
-        .unwrap_or(usize::MAX)
-        .min(transport.settings().max_body);
+    let max = transport.max_body();
     if bytes <= max {
         return Ok(());
     }
@@ -178,6 +176,13 @@ pub(crate) fn check_size(transport: &Transport, bytes: usize) -> Result<()> {
             "the request is {bytes} bytes long, {max} are allowed: raise max_body or send less"
         ),
     ))
+}
+
+/// Rounded up, so that a timeout of 10 s goes on the wire as 10,000 ms, as Python writes it.
+fn whole_millis(duration: Duration) -> Duration {
+    Duration::from_millis(
+        u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX),
+    )
 }
 
 pub(crate) fn millis(duration: Duration) -> u64 {
@@ -257,7 +262,7 @@ impl Retries {
     /// The error itself, when it is not to be sent again.
     pub(crate) async fn pause_after(&mut self, error: Error) -> Result<()> {
         let until = Instant::now() + self.pause.mul_f64(rand::random());
-        if !self.allows(&error) || until >= self.deadline {
+        if !self.allows(&error) || until + LEAST_LEFT >= self.deadline {
             return Err(error);
         }
         tracing::debug!(target: "longshore::rpc", kind = %error.kind(), "a request is sent again after: {error}");

@@ -2,8 +2,8 @@
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -11,13 +11,14 @@ use tokio::task::AbortHandle;
 use tracing::Instrument as _;
 
 use crate::context::{Context, DeliveryInfo, caller_of};
-use crate::driver::{Ack, Delivery, InboxAddress, Settlement, Verdict};
+use crate::driver::{Ack, Delivery, InboxAddress, Message, Settlement, Verdict};
 use crate::error::ErrorKind;
 use crate::failure::{self, Failure};
 use crate::rpc::handler::{Handled, Invocation};
 use crate::rpc::router::shown;
-use crate::rpc::server::{Memory, Permit, Shared};
-use crate::wire::{self, CallerContext, ReplyBody, Request};
+use crate::rpc::server::{Permit, Shared};
+use crate::rpc::window::Clocks;
+use crate::wire::{self, CallerContext, ReplyBody, Request, Times};
 
 /// Counts and logs a message that could not be read.
 pub(crate) fn unreadable(shared: &Shared, reason: &str) {
@@ -57,29 +58,27 @@ pub(crate) async fn run(mut handed: Handed) {
     };
     let shared = handed.shared.clone();
     shared.begun.fetch_add(1, Ordering::Relaxed);
-    let Some((mut in_flight, context)) = admit(&shared, delivery, permit) else {
+    let Some(mut in_flight) = admit(&shared, delivery, permit) else {
         return;
     };
+    let context = in_flight.context.clone();
     let span = tracing::debug_span!(
         target: "longshore::rpc",
         "process",
         "messaging.operation.type" = "process",
         "messaging.destination.name" = shared.name,
         "messaging.message.id" = context.message_id(),
-        "rpc.method" = context.method(),
+        "rpc.method" = shown(context.method()),
     );
     in_flight.started = true;
     match invoke(&shared, &context) {
-        Err(failure) => in_flight.finish(&context, Err(failure)),
+        Err(failure) => in_flight.finish(Err(failure)),
         Ok(Invocation::Async(handler)) => {
             let handled = AssertUnwindSafe(handler)
                 .catch_unwind()
                 .instrument(span)
                 .await;
-            in_flight.finish(
-                &context,
-                handled.unwrap_or_else(|panic| Err(panicked(&*panic))),
-            );
+            in_flight.finish(handled.unwrap_or_else(|panic| Err(panicked(&*panic))));
         }
         Ok(Invocation::Plain(handler)) => {
             // Nothing of the application's has run yet; and permit and settlement go with the work, which runs to its
@@ -88,11 +87,7 @@ pub(crate) async fn run(mut handed: Handed) {
             let work = move || {
                 let _entered = span.enter();
                 in_flight.started = true;
-                let handled = std::panic::catch_unwind(AssertUnwindSafe(handler));
-                in_flight.finish(
-                    &context,
-                    handled.unwrap_or_else(|panic| Err(panicked(&*panic))),
-                );
+                in_flight.finish(guarded(handler));
             };
             shared.executor.blocking(Box::new(work)).await;
         }
@@ -100,7 +95,7 @@ pub(crate) async fn run(mut handed: Handed) {
 }
 
 /// Reads and checks a delivery; `None`: it is settled already.
-fn admit(shared: &Arc<Shared>, delivery: Delivery, permit: Permit) -> Option<(InFlight, Context)> {
+fn admit(shared: &Arc<Shared>, delivery: Delivery, permit: Permit) -> Option<InFlight> {
     let Delivery {
         message,
         via,
@@ -110,17 +105,7 @@ fn admit(shared: &Arc<Shared>, delivery: Delivery, permit: Permit) -> Option<(In
         mut settlement,
         ..
     } = delivery;
-    let json = message.content_type.as_deref().is_some_and(|kind| {
-        kind.split(';')
-            .next()
-            .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
-    });
-    let decoded = if json {
-        wire::decode_request(&message.body).map_err(|error| error.to_string())
-    } else {
-        Err("its content type is not application/json".to_owned())
-    };
-    let request = match decoded {
+    let request = match read(&message) {
         Ok(request) => request,
         Err(reason) => {
             unreadable(shared, &reason);
@@ -128,98 +113,124 @@ fn admit(shared: &Arc<Shared>, delivery: Delivery, permit: Permit) -> Option<(In
             return None;
         }
     };
-    let now = Instant::now();
-    let deadline = deadline_of(shared, &request, received, now);
-    if deadline.is_some_and(|deadline| deadline <= now) {
-        shared.counters.expired.add();
-        tracing::info!(
-            target: "longshore::rpc",
-            server = shared.name, method = shown(request.method()), "an expired request is dropped",
-        );
-        let _ = settlement.settle(Verdict::Accept);
-        return None;
-    }
     let id = request
         .idempotency_key()
-        .or(request.unique_id())
-        .map(str::to_owned);
-    if is_duplicate(shared, id.as_deref()) {
-        shared.counters.duplicates.add();
-        tracing::info!(
-            target: "longshore::rpc",
-            server = shared.name, method = shown(request.method()), "a request that was seen before is dropped",
-        );
+        .or_else(|| request.unique_id())
+        .map(|id| shared.hash(id));
+    let now = Instant::now();
+    let (deadline, fault) = check(shared, &request, id, received, now);
+    if let Some(fault) = fault {
+        let why = match fault {
+            Fault::Expired => {
+                shared.counters.expired.add();
+                "it has expired"
+            }
+            Fault::Duplicate => {
+                shared.counters.duplicates.add();
+                "it was seen before"
+            }
+        };
+        let method = shown(request.method());
+        tracing::info!(target: "longshore::rpc", server = shared.name, method, "a request is dropped: {why}");
         let _ = settlement.settle(Verdict::Accept);
         return None;
     }
     if shared.ack == Ack::OnReceipt && settlement.settle(Verdict::Accept).is_err() {
         // Not acknowledged, so that it comes again: here or elsewhere.
-        if let Some(id) = &id {
-            memory(shared).window.remove(id);
+        if let Some(id) = id {
+            shared.memory().window.remove(id);
         }
         shared.counters.requeued.add();
         return None;
     }
-    let reply = request
-        .msg_id()
-        .zip(request.reply_to())
-        .map(|(id, to)| (id.to_owned(), InboxAddress::new(to)));
-    let interval = request.heartbeat_interval();
-    let caller = match caller_context(shared, &request) {
-        Ok(caller) => caller,
-        Err(failure) => {
-            let in_flight = InFlight::new(shared.clone(), settlement, permit, reply, None, id);
-            let info = DeliveryInfo {
-                via,
-                redelivered,
-                attempt,
-            };
-            let context = Context::new(
-                request,
-                CallerContext::default(),
-                deadline,
-                info,
-                shared.abandoned.clone(),
-            );
-            in_flight.finish(&context, Err(failure));
-            return None;
-        }
-    };
     let info = DeliveryInfo {
         via,
         redelivered,
         attempt,
     };
-    let in_flight = InFlight::new(shared.clone(), settlement, permit, reply, interval, id);
-    Some((
-        in_flight,
-        Context::new(request, caller, deadline, info, shared.abandoned.clone()),
-    ))
+    let (caller, fault) = match caller_context(shared, &request) {
+        Ok(caller) => (caller, None),
+        Err(failure) => (CallerContext::default(), Some(failure)),
+    };
+    let context = Context::new(request, caller, deadline, info, shared.abandoned.clone());
+    let in_flight = InFlight::new(shared.clone(), context, settlement, permit, id);
+    match fault {
+        None => Some(in_flight),
+        Some(failure) => {
+            in_flight.finish(Err(failure));
+            None
+        }
+    }
 }
 
-fn memory(shared: &Shared) -> MutexGuard<'_, Memory> {
-    shared.memory.lock().unwrap_or_else(PoisonError::into_inner)
+/// The longest id of a call and address of an inbox that are taken from a stranger, in bytes.
+const MAX_REPLY_NAME: usize = 255;
+
+fn read(message: &Message) -> Result<Request, String> {
+    let is_json = message.content_type.as_deref().is_some_and(|kind| {
+        kind.split(';')
+            .next()
+            .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+    });
+    if !is_json {
+        return Err("its content type is not application/json".to_owned());
+    }
+    let request = wire::decode_request(&message.body).map_err(|error| error.to_string())?;
+    let too_long = |name: Option<&str>| name.is_some_and(|name| name.len() > MAX_REPLY_NAME);
+    if too_long(request.msg_id()) || too_long(request.reply_to()) {
+        return Err(format!(
+            "its message id or reply address is longer than {MAX_REPLY_NAME} bytes"
+        ));
+    }
+    Ok(request)
+}
+
+/// Why a request that could be read is not run.
+enum Fault {
+    Expired,
+    Duplicate,
+}
+
+/// The request's deadline by our clock, and why it is not to be run, if it is not.
+fn check(
+    shared: &Shared,
+    request: &Request,
+    id: Option<u64>,
+    received: Instant,
+    now: Instant,
+) -> (Option<Instant>, Option<Fault>) {
+    let caller = request
+        .reply_to()
+        .or_else(|| request.unique_id().and_then(|id| id.get(..16)));
+    let caller = shared.hash(caller.unwrap_or_default());
+    let mut memory = shared.memory();
+    let deadline = request
+        .times()
+        .map(|times| deadline_of(&mut memory.clocks, times, caller, received, now));
+    if deadline.is_some_and(|deadline| deadline <= now) {
+        return (deadline, Some(Fault::Expired));
+    }
+    let is_duplicate = id.is_some_and(|id| match shared.ack {
+        Ack::OnReceipt => !memory.window.insert(id),
+        // Entered on completion, so that what a crash left undone is done when it comes again.
+        Ack::AfterWork => memory.window.contains(id),
+    });
+    (deadline, is_duplicate.then_some(Fault::Duplicate))
 }
 
 /// When the caller stops waiting, by our clock: what it gave the request counts from the arrival here at the
-/// latest, and its clock is trusted as far as [`Clocks`](crate::rpc::window::Clocks) allows.
+/// latest, and its clock is trusted as far as [`Clocks`] allows.
 fn deadline_of(
-    shared: &Shared,
-    request: &Request,
+    clocks: &mut Clocks,
+    times: Times,
+    caller: u64,
     received: Instant,
     now: Instant,
-) -> Option<Instant> {
-    let times = request.times()?;
+) -> Instant {
     let now_ms = wire::unix_ms_now();
     let waited_ms = now.saturating_duration_since(received).as_millis();
     let received_ms = now_ms.saturating_sub(u64::try_from(waited_ms).unwrap_or(u64::MAX));
-    let caller = request
-        .reply_to()
-        .or_else(|| request.unique_id().and_then(|id| id.get(..16)))
-        .unwrap_or_default();
-    let correction = memory(shared)
-        .clocks
-        .correction(caller, times.sent_ms, received_ms);
+    let correction = clocks.correction(caller, times.sent_ms, received_ms);
     let by_budget = received + bounded_ms(times.deadline_ms.saturating_sub(times.sent_ms));
     let by_clock = now
         + bounded_ms(
@@ -228,7 +239,7 @@ fn deadline_of(
                 .saturating_add(correction)
                 .saturating_sub(now_ms),
         );
-    Some(by_budget.min(by_clock))
+    by_budget.min(by_clock)
 }
 
 /// A stranger's number of milliseconds as a duration that can be added to a time: a year at most.
@@ -236,29 +247,23 @@ fn bounded_ms(ms: u64) -> Duration {
     Duration::from_millis(ms.min(365 * 86_400_000))
 }
 
-fn is_duplicate(shared: &Shared, id: Option<&str>) -> bool {
-    let Some(id) = id else { return false };
-    match shared.ack {
-        Ack::OnReceipt => !memory(shared).window.insert(id),
-        // Entered on completion, so that what a crash left undone is done when it comes again.
-        Ack::AfterWork => memory(shared).window.contains(id),
-    }
-}
-
 fn caller_context(shared: &Shared, request: &Request) -> Result<CallerContext, Failure> {
     let Some(serializer) = &shared.serializer else {
         return Ok(request.context().clone());
     };
-    Ok(caller_of(
-        &serializer.deserialize_context(request.context().to_map())?,
-    )?)
+    guarded(|| {
+        Ok(caller_of(
+            &serializer.deserialize_context(request.context().to_map())?,
+        )?)
+    })
 }
 
 /// Finds and starts the method. Code of the application may run here: what a handler does before its first await.
 fn invoke(shared: &Shared, context: &Context) -> Result<Invocation, Failure> {
-    let args = deserialized_args(shared, context)?;
-    let start = || shared.routes.invoke(context.clone(), args, &*shared.policy);
-    std::panic::catch_unwind(AssertUnwindSafe(start)).unwrap_or_else(|panic| Err(panicked(&*panic)))
+    guarded(|| {
+        let args = deserialized_args(shared, context)?;
+        shared.routes.invoke(context.clone(), args, &*shared.policy)
+    })
 }
 
 /// The arguments as a serializer makes them; `None`: as they are in the request.
@@ -281,6 +286,11 @@ fn deserialized_args(shared: &Shared, context: &Context) -> Result<Option<String
     Ok(Some(serde_json::Value::Object(out).to_string()))
 }
 
+/// Runs code of the application, whose panic becomes a failure.
+fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(&*panic)))
+}
+
 fn panicked(panic: &(dyn Any + Send)) -> Failure {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text
@@ -296,10 +306,10 @@ fn panicked(panic: &(dyn Any + Send)) -> Failure {
 /// A request that was admitted: its permit, its settlement, and the answer it owes.
 struct InFlight {
     shared: Arc<Shared>,
+    context: Context,
     settlement: Settlement,
-    reply: Option<(String, InboxAddress)>,
     heartbeats: Option<AbortHandle>,
-    id: Option<String>,
+    id: Option<u64>,
     /// Whether code of the application has run.
     started: bool,
     finished: bool,
@@ -310,23 +320,26 @@ struct InFlight {
 impl InFlight {
     fn new(
         shared: Arc<Shared>,
+        context: Context,
         settlement: Settlement,
         permit: Permit,
-        reply: Option<(String, InboxAddress)>,
-        heartbeat: Option<Duration>,
-        id: Option<String>,
+        id: Option<u64>,
     ) -> Self {
         shared.counters.running.add();
-        let heartbeats = reply.clone().zip(heartbeat).map(|((id, to), every)| {
-            shared
-                .pump_runtime
-                .spawn(send_heartbeats(shared.clone(), id, to, every))
-                .abort_handle()
-        });
+        let heartbeats = context
+            .request()
+            .heartbeat_interval()
+            .filter(|_| context.wants_reply())
+            .map(|every| {
+                shared
+                    .pump_runtime
+                    .spawn(send_heartbeats(shared.clone(), context.clone(), every))
+                    .abort_handle()
+            });
         Self {
             shared,
+            context,
             settlement,
-            reply,
             heartbeats,
             id,
             started: false,
@@ -335,15 +348,16 @@ impl InFlight {
         }
     }
 
-    fn finish(mut self, context: &Context, handled: Handled) {
+    fn finish(mut self, handled: Handled) {
         self.finished = true;
         // Before the answer goes out: whoever has it finds the request no longer running.
         self.shared.counters.running.subtract();
         let handled = match &self.shared.serializer {
-            Some(serializer) => handled.and_then(|text| {
+            Some(serializer) => guarded(|| {
+                let text = handled?;
                 let value = serde_json::from_str(&text)?;
-                let value =
-                    serializer.serialize_entity(&context.request().context().to_map(), value)?;
+                let value = serializer
+                    .serialize_entity(&self.context.request().context().to_map(), value)?;
                 Ok(value.to_string())
             }),
             None => handled,
@@ -353,19 +367,19 @@ impl InFlight {
                 self.shared.counters.succeeded.add();
                 self.answer(ReplyBody::Result(&result));
             }
-            Err(failure) => self.fail(context, failure),
+            Err(failure) => self.fail(failure),
         }
         if self.shared.ack == Ack::AfterWork {
             // Entered before it is acknowledged: a redelivery after this line is a duplicate.
-            if let Some(id) = &self.id {
-                memory(&self.shared).window.insert(id);
+            if let Some(id) = self.id {
+                self.shared.memory().window.insert(id);
             }
             // Stale: the broker delivers it again, and the window drops it here.
             let _ = self.settlement.settle(Verdict::Accept);
         }
     }
 
-    fn fail(&mut self, context: &Context, failure: Failure) {
+    fn fail(&mut self, failure: Failure) {
         let Shared {
             counters,
             errors,
@@ -373,7 +387,7 @@ impl InFlight {
             expose_errors,
             ..
         } = &*self.shared;
-        let method = shown(context.method());
+        let method = shown(self.context.method());
         let refused = matches!(
             failure.kind(),
             ErrorKind::NoSuchMethod | ErrorKind::UnsupportedVersion | ErrorKind::BadArguments
@@ -386,23 +400,28 @@ impl InFlight {
         if failure.kind() == ErrorKind::Panic {
             counters.panicked.add();
         }
-        if failure.is_expected_by(errors) || method.ends_with("_ignore_errors") {
-            tracing::debug!(target: "longshore::rpc", server = name, method, "failed as expected: {failure}");
-        } else {
-            tracing::error!(target: "longshore::rpc", server = name, method, "failed: {failure}");
-        }
-        let (remote, kind) = failure.into_remote(&method, errors, *expose_errors);
-        self.answer(ReplyBody::Failure(&remote, failure::crossing(kind, &remote)));
+        // The texts and the map of errors are the application's.
+        let crossed = guarded(|| {
+            if failure.is_expected_by(errors) || method.ends_with("_ignore_errors") {
+                tracing::debug!(target: "longshore::rpc", server = name, method, "failed as expected: {failure}");
+            } else {
+                tracing::error!(target: "longshore::rpc", server = name, method, "failed: {failure}");
+            }
+            Ok(failure.into_remote(&method, errors, *expose_errors))
+        });
+        let (remote, kind) =
+            crossed.unwrap_or_else(|panic| panic.into_remote(&method, errors, *expose_errors));
+        self.answer(ReplyBody::Failure(
+            &remote,
+            failure::crossing(kind, &remote),
+        ));
     }
 
     fn answer(&mut self, body: ReplyBody<'_>) {
         if let Some(heartbeats) = self.heartbeats.take() {
             heartbeats.abort();
         }
-        let Some((id, to)) = self.reply.take() else {
-            return;
-        };
-        send(&self.shared, &id, to, body);
+        send(&self.shared, self.context.request(), body);
     }
 }
 
@@ -430,19 +449,22 @@ impl Drop for InFlight {
                 )
             };
             let (remote, kind) = failure.into_remote("", &self.shared.errors, false);
-            self.answer(ReplyBody::Failure(&remote, failure::crossing(kind, &remote)));
+            self.answer(ReplyBody::Failure(
+                &remote,
+                failure::crossing(kind, &remote),
+            ));
         }
     }
 }
 
-fn send(shared: &Shared, id: &str, to: InboxAddress, body: ReplyBody<'_>) {
+/// Answers a request, if it wants an answer.
+fn send(shared: &Shared, request: &Request, body: ReplyBody<'_>) {
+    let (Some(id), Some(to)) = (request.msg_id(), request.reply_to()) else {
+        return;
+    };
     let transport = &shared.transport;
     let mut bytes = wire::encode_reply(id, transport.unique_id(), body);
-    let max = transport
-        .capabilities()
-        .max_body
-        .unwrap_or(usize::MAX)
-        .min(transport.settings().max_body);
+    let max = transport.max_body();
     if bytes.len() > max {
         let text = format!(
             "the result is {} bytes long, {max} are allowed",
@@ -450,20 +472,20 @@ fn send(shared: &Shared, id: &str, to: InboxAddress, body: ReplyBody<'_>) {
         );
         let (remote, kind) =
             Failure::of_kind(ErrorKind::TooLarge, text).into_remote("", &shared.errors, false);
-        bytes = wire::encode_reply(
-            id,
-            transport.unique_id(),
-            ReplyBody::Failure(&remote, failure::crossing(kind, &remote)),
-        );
+        let failure = ReplyBody::Failure(&remote, failure::crossing(kind, &remote));
+        bytes = wire::encode_reply(id, transport.unique_id(), failure);
     }
-    transport
-        .outbox()
-        .reply(transport.driver(), to, id.parse().ok(), bytes);
+    transport.outbox().reply(
+        transport.driver(),
+        InboxAddress::new(to),
+        id.parse().ok(),
+        bytes,
+    );
 }
 
-async fn send_heartbeats(shared: Arc<Shared>, id: String, to: InboxAddress, every: Duration) {
+async fn send_heartbeats(shared: Arc<Shared>, context: Context, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
-        send(&shared, &id, to.clone(), ReplyBody::Heartbeat);
+        send(&shared, context.request(), ReplyBody::Heartbeat);
     }
 }

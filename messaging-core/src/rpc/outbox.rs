@@ -125,7 +125,7 @@ impl Outbox {
     /// A reply the driver reported lost.
     fn lost(self: &Arc<Self>, lost: Lost) {
         let Some((to, message)) = lost.returned.map(|returned| *returned) else {
-            return self.give_up(&lost.send.0, lost.reason);
+            return self.give_up(&"an inbox", lost.reason);
         };
         self.counters.resent.fetch_add(1, Ordering::Relaxed);
         let pause = if lost.kind == ErrorKind::NoServer {
@@ -188,9 +188,9 @@ impl Outbox {
         gone.push_back((inbox.clone(), Instant::now()));
     }
 
-    fn give_up(&self, to: &dyn fmt::Debug, why: impl fmt::Display) {
+    fn give_up(&self, to: &dyn fmt::Display, why: impl fmt::Display) {
         self.counters.lost.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(target: "longshore::rpc", to = ?to, "a reply is given up: {why}");
+        tracing::warn!(target: "longshore::rpc", "a reply to {to} is given up: {why}");
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
@@ -239,6 +240,7 @@ impl RpcServerBuilder {
                 window: Window::new(self.window),
                 clocks: Clocks::default(),
             }),
+            hasher: RandomState::new(),
             abandon,
             abandoned,
             pump_runtime: pump_runtime.clone(),
@@ -332,7 +334,8 @@ pub(crate) struct Shared {
     pub(crate) handed: AtomicU64,
     pub(crate) begun: AtomicU64,
     pub(crate) stopping: AtomicBool,
-    pub(crate) memory: Mutex<Memory>,
+    memory: Mutex<Memory>,
+    hasher: RandomState,
     pub(crate) abandon: watch::Sender<bool>,
     pub(crate) abandoned: watch::Receiver<bool>,
     pub(crate) pump_runtime: Handle,
@@ -362,6 +365,15 @@ impl Shared {
             })
             .ok()
             .map(|_| Permit(self.clone()))
+    }
+
+    /// A keyed hash of a stranger's text.
+    pub(crate) fn hash(&self, text: &str) -> u64 {
+        self.hasher.hash_one(text)
+    }
+
+    pub(crate) fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn in_flight(&self) -> u32 {

@@ -1,36 +1,55 @@
 //! What a server remembers of the requests it saw: duplicates, and the clocks of its callers.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasherDefault, Hasher};
 
-/// The last ids a server saw. Ids are kept as keyed hashes, so that a stranger's long ids cost no memory and
-/// cannot be made to collide.
+/// Keys here are hashes already, made with a key of the server's own: a stranger's long ids cost no memory and cannot
+/// be made to collide.
+#[derive(Debug, Default)]
+pub(crate) struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+type Hashed = BuildHasherDefault<AsItIs>;
+
+/// The last ids a server saw, hashed.
 #[derive(Debug)]
 pub(crate) struct Window {
     capacity: usize,
-    hasher: RandomState,
     order: VecDeque<u64>,
-    seen: HashSet<u64>,
+    seen: HashSet<u64, Hashed>,
 }
 
 impl Window {
     pub(crate) fn new(capacity: usize) -> Self {
         Self {
             capacity,
-            hasher: RandomState::new(),
             order: VecDeque::new(),
-            seen: HashSet::new(),
+            seen: HashSet::default(),
         }
     }
 
-    pub(crate) fn contains(&self, id: &str) -> bool {
-        self.seen.contains(&self.hasher.hash_one(id))
+    pub(crate) fn contains(&self, id: u64) -> bool {
+        self.seen.contains(&id)
     }
 
     /// Remembers an id; false: it was there already.
-    pub(crate) fn insert(&mut self, id: &str) -> bool {
-        let hash = self.hasher.hash_one(id);
-        if self.capacity == 0 || !self.seen.insert(hash) {
+    pub(crate) fn insert(&mut self, id: u64) -> bool {
+        if self.capacity == 0 || !self.seen.insert(id) {
             return self.capacity == 0;
         }
         if self.order.len() == self.capacity
@@ -38,15 +57,14 @@ impl Window {
         {
             self.seen.remove(&oldest);
         }
-        self.order.push_back(hash);
+        self.order.push_back(id);
         true
     }
 
     /// Forgets an id whose request was not run after all.
-    pub(crate) fn remove(&mut self, id: &str) {
-        let hash = self.hasher.hash_one(id);
-        if self.seen.remove(&hash) {
-            self.order.retain(|other| *other != hash);
+    pub(crate) fn remove(&mut self, id: u64) {
+        if self.seen.remove(&id) {
+            self.order.retain(|other| *other != id);
         }
     }
 }
@@ -64,27 +82,25 @@ const CALLERS: usize = 4_096;
 /// its fastest request.
 #[derive(Debug, Default)]
 pub(crate) struct Clocks {
-    lowest: HashMap<u64, i64>,
+    lowest: HashMap<u64, i64, Hashed>,
     order: VecDeque<u64>,
-    hasher: RandomState,
 }
 
 impl Clocks {
     /// How many milliseconds later than it says this caller's deadline falls on our clock.
-    pub(crate) fn correction(&mut self, caller: &str, sent_ms: u64, received_ms: u64) -> u64 {
+    pub(crate) fn correction(&mut self, caller: u64, sent_ms: u64, received_ms: u64) -> u64 {
         let delay = i64::try_from(received_ms)
             .unwrap_or(i64::MAX)
             .saturating_sub(i64::try_from(sent_ms).unwrap_or(i64::MAX));
-        let key = self.hasher.hash_one(caller);
         if self.order.len() >= CALLERS
-            && !self.lowest.contains_key(&key)
+            && !self.lowest.contains_key(&caller)
             && let Some(oldest) = self.order.pop_front()
         {
             self.lowest.remove(&oldest);
         }
         let order = &mut self.order;
-        let lowest = self.lowest.entry(key).or_insert_with(|| {
-            order.push_back(key);
+        let lowest = self.lowest.entry(caller).or_insert_with(|| {
+            order.push_back(caller);
             delay
         });
         *lowest = delay.min(*lowest);
@@ -99,13 +115,13 @@ mod tests {
     #[test]
     fn the_window_forgets_the_oldest_first() {
         let mut window = Window::new(2);
-        assert!(window.insert("a") && window.insert("b") && !window.insert("a"));
-        assert!(window.insert("c"));
-        assert!(!window.contains("a") && window.contains("b") && window.contains("c"));
-        window.remove("b");
-        assert!(window.insert("b"));
+        assert!(window.insert(1) && window.insert(2) && !window.insert(1));
+        assert!(window.insert(3));
+        assert!(!window.contains(1) && window.contains(2) && window.contains(3));
+        window.remove(2);
+        assert!(window.insert(2));
         assert!(
-            Window::new(0).insert("x"),
+            Window::new(0).insert(4),
             "a window of no size knows no duplicates"
         );
     }
@@ -113,19 +129,19 @@ mod tests {
     #[test]
     fn a_deadline_is_moved_by_the_lowest_delay_seen_and_two_seconds_at_most() {
         let mut clocks = Clocks::default();
-        assert_eq!(clocks.correction("one", 1_000, 1_500), 500);
-        assert_eq!(clocks.correction("one", 2_000, 2_003), 3);
-        assert_eq!(clocks.correction("one", 3_000, 9_000), 3);
-        assert_eq!(clocks.correction("behind", 1_000, 60_000), 2_000);
-        assert_eq!(clocks.correction("ahead", 9_000, 1_000), 0);
-        assert_eq!(clocks.correction("odd", u64::MAX, 1_000), 0);
+        assert_eq!(clocks.correction(1, 1_000, 1_500), 500);
+        assert_eq!(clocks.correction(1, 2_000, 2_003), 3);
+        assert_eq!(clocks.correction(1, 3_000, 9_000), 3);
+        assert_eq!(clocks.correction(2, 1_000, 60_000), 2_000);
+        assert_eq!(clocks.correction(3, 9_000, 1_000), 0);
+        assert_eq!(clocks.correction(4, u64::MAX, 1_000), 0);
     }
 
     #[test]
     fn callers_are_bounded() {
         let mut clocks = Clocks::default();
         for n in 0..10_000 {
-            clocks.correction(&n.to_string(), 0, 0);
+            clocks.correction(n, 0, 0);
         }
         assert!(clocks.lowest.len() <= CALLERS && clocks.order.len() <= CALLERS);
     }
