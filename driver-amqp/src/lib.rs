@@ -20,6 +20,7 @@ mod listener;
 mod outgoing;
 mod properties;
 mod publisher;
+mod reactor;
 mod subscription;
 mod topology;
 

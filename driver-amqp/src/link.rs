@@ -24,6 +24,8 @@ use tracing::dispatcher::{DefaultGuard, Dispatch};
 
 use crate::config::{Login, Node, Settings};
 use crate::error::{Fault, login_failed};
+use crate::guard::Guarded;
+use crate::reactor;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -117,12 +119,8 @@ impl Link {
             .with_client_property("product".into(), "longshore".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into())
             .with_connection_name(connection_name(purpose).into());
-        let runtime = match lapin::runtime::default_runtime() {
-            Ok(runtime) => runtime,
-            Err(error) => return Err(login_failed(&address, &Fault::Amqp(error))),
-        };
         // lapin may call this again by itself when a peer closes early: there is one socket, so that it cannot.
-        let stream = Mutex::new(Some(stream));
+        let stream = Mutex::new(Some(Guarded::new(stream)));
         let handed_over = async move |_, _| {
             silence_this_thread();
             let mut slot = stream
@@ -133,7 +131,7 @@ impl Link {
                 None => Err(std::io::Error::from(std::io::ErrorKind::ConnectionAborted).into()),
             }
         };
-        let handshake = Connection::connector(uri, runtime, handed_over, properties);
+        let handshake = Connection::connector(uri, reactor::current(), handed_over, properties);
         match timeout(HANDSHAKE_LIMIT, handshake).await {
             Ok(Ok(connection)) => {
                 let events = Box::pin(connection.events_listener());

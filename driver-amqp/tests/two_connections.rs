@@ -1,0 +1,51 @@
+//! A program of its own, so that the broker's list of its connections holds no other test's.
+
+mod common;
+
+use common::*;
+
+#[tokio::test]
+async fn a_transport_has_two_connections_however_many_servers() {
+    let name = unique("two");
+    let (exchange, topic_name) = (format!("{name}_x"), format!("{name}_t"));
+    let bench = open(&url("rabbit", ""));
+    let mut listeners = Vec::new();
+    for n in 0..20 {
+        let server_name = format!("s{n}");
+        listeners.push(bench.server(&exchange, &topic_name, &server_name).await);
+    }
+    within("the inbox", bench.driver.inbox()).await.unwrap();
+    let to = server(&exchange, &topic_name, "s7");
+    bench.accepted(&to, "{}").await.unwrap();
+    receive(&mut listeners[7]).await;
+    let mut ours = connections();
+    ours.sort();
+    let prefix = "two_connections-";
+    assert_eq!(ours.len(), 2, "{ours:?}");
+    assert!(ours.iter().all(|name| name.starts_with(prefix)), "{ours:?}");
+    assert!(
+        ours[0].ends_with(":receive") && ours[1].ends_with(":send"),
+        "{ours:?}"
+    );
+    let mut queues: Vec<String> = vec![topic_name.clone()];
+    for (n, listener) in listeners.into_iter().enumerate() {
+        listener.close(deadline(5)).await.unwrap();
+        queues.push(format!("{topic_name}.s{n}"));
+    }
+    bench.close().await;
+    eventually("no connection is left", async || connections().is_empty()).await;
+    clean_up(&queues, &[exchange, format!("{topic_name}_fanout")]).await;
+}
+
+/// The names that the connections of this process gave themselves.
+fn connections() -> Vec<String> {
+    let own = format!(":{}:", std::process::id());
+    table(&["list_connections", "client_properties"])
+        .into_iter()
+        .filter_map(|row| {
+            let (_, name) = row[0].split_once(r#"{"connection_name","#)?;
+            Some(name.split('"').nth(1)?.to_owned())
+        })
+        .filter(|name| name.contains(&own))
+        .collect()
+}
