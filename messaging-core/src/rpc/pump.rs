@@ -92,9 +92,15 @@ fn step(shared: &Arc<Shared>, listener: &mut dyn Listener, cx: &mut Context<'_>)
                     permit,
                 ))));
             }
-            Poll::Ready(Some(Incoming::Rejected { reason })) => job::unreadable(shared, &reason),
+            Poll::Ready(Some(Incoming::Rejected { reason })) => {
+                permit.unused();
+                job::unreadable(shared, &reason);
+            }
             Poll::Ready(None) if jobs.is_empty() => return Poll::Ready(Step::Ended),
-            Poll::Ready(None) | Poll::Pending => break,
+            Poll::Ready(None) | Poll::Pending => {
+                permit.unused();
+                break;
+            }
         }
     }
     if jobs.is_empty() {

@@ -364,7 +364,7 @@ impl Shared {
                 free.checked_sub(1)
             })
             .ok()
-            .map(|_| Permit(self.clone()))
+            .map(|_| Permit(Some(self.clone())))
     }
 
     /// A keyed hash of a stranger's text.
@@ -383,12 +383,24 @@ impl Shared {
 
 /// The right to run one request. Dropping it lets the pump take another.
 #[derive(Debug)]
-pub(crate) struct Permit(Arc<Shared>);
+pub(crate) struct Permit(Option<Arc<Shared>>);
+
+impl Permit {
+    /// Gives back a permit for which there was no request. The pump holds it itself, so that nobody needs waking;
+    /// and waking itself would keep it busy for ever.
+    pub(crate) fn unused(mut self) {
+        if let Some(shared) = self.0.take() {
+            shared.permits.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.permits.fetch_add(1, Ordering::AcqRel);
-        self.0.pump_waker.wake();
+        if let Some(shared) = self.0.take() {
+            shared.permits.fetch_add(1, Ordering::AcqRel);
+            shared.pump_waker.wake();
+        }
     }
 }
 
