@@ -11,7 +11,8 @@ Requests, answered in order:
 - {"op": "get", "queue", "seconds"} takes the next message: {"id", "message": {"exchange", "key", "properties",
   "text" or "hex", "redelivered"}}, null if none came. Properties hold those that the message has.
 - {"op": "exists", "exchange"} is answered with {"id", "exists"}.
-- {"op": "depth", "queue"} is answered with {"id", "ready"}, the messages that wait there.
+- {"op": "depth", "queue"} is answered with {"id", "ready", "consumers"}: the messages that wait there, and how many
+  consumers it has; both are null if there is no such queue.
 """
 
 import bz2
@@ -118,18 +119,23 @@ class Raw:
             self.connection.sleep(0.01)
 
     def exists(self, exchange):
-        # A refusal closes the channel it is asked on.
-        channel = self.connection.channel()
-        try:
-            channel.exchange_declare(exchange, passive=True)
-        except pika.exceptions.ChannelClosedByBroker:
-            return {"exists": False}
-        channel.close()
-        return {"exists": True}
+        return {"exists": self.passive("exchange_declare", exchange) is not None}
 
     def depth(self, queue):
-        declared = self.channel.queue_declare(queue, passive=True)
-        return {"ready": declared.method.message_count}
+        found = self.passive("queue_declare", queue)
+        if found is None:
+            return {"ready": None, "consumers": None}
+        return {"ready": found.method.message_count, "consumers": found.method.consumer_count}
+
+    def passive(self, declare, name):
+        """What a passive declare says, None if there is none; the refusal closes the channel it is asked on."""
+        channel = self.connection.channel()
+        try:
+            found = getattr(channel, declare)(name, passive=True)
+        except pika.exceptions.ChannelClosedByBroker:
+            return None
+        channel.close()
+        return found
 
     @staticmethod
     def shown(method, properties, body):
