@@ -457,3 +457,113 @@ fn nodes(url: &TransportUrl, guest: bool) -> Vec<Node> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(url: &str) -> Result<Settings> {
+        Settings::resolve(&url.parse()?, &Config::default(), 1 << 20)
+    }
+
+    /// The addresses in AMQP's own form.
+    fn addresses(url: &str) -> Vec<String> {
+        let settings = settings(url).unwrap();
+        let vhost = settings.vhost;
+        let shown = |node: &Node| format!("{}:{}@{node}/{vhost}", node.user, node.password.0);
+        settings.nodes.iter().map(shown).collect()
+    }
+
+    #[test]
+    fn addresses_are_those_of_oslo_messaging() {
+        for (url, expected) in [
+            ("rabbit://", &["guest:guest@localhost:5672//"][..]),
+            ("rabbit:///", &["guest:guest@localhost:5672//"]),
+            ("rabbit://localhost/", &[":@localhost:5672//"]),
+            ("rabbit:///vhost", &["guest:guest@localhost:5672/vhost"]),
+            ("rabbit://host/virtual_host", &[":@host:5672/virtual_host"]),
+            (
+                "rabbit://u:p@host/virtual_host",
+                &["u:p@host:5672/virtual_host"],
+            ),
+            (
+                "rabbit://u:p@host:10/virtual_host",
+                &["u:p@host:10/virtual_host"],
+            ),
+            ("rabbit://u:p@host:10", &["u:p@host:10//"]),
+            ("rabbit://u:p@host:10//v", &["u:p@host:10//v"]),
+            ("kombu://u@host/", &["u:@host:5672//"]),
+            (
+                "rabbit://u:p@host1:10,u2:p2@host2:20/v",
+                &["u:p@host1:10/v", "u2:p2@host2:20/v"],
+            ),
+            (
+                "rabbit://u:p@host1,host2/v",
+                &["u:p@host1:5672/v", ":@host2:5672/v"],
+            ),
+            ("rabbit://u:p@[ffff::1]:10/v", &["u:p@[ffff::1]:10/v"]),
+            ("rabbit://u:p@10.0.0.1/v", &["u:p@10.0.0.1:5672/v"]),
+            ("rabbit://u%24:p%26@host/%24", &["u$:p&@host:5672/$"]),
+            ("amqp://", &["guest:guest@localhost:5672//"]),
+            ("amqp://host", &["guest:guest@host:5672//"]),
+            ("amqp://u@host", &["u:@host:5672//"]),
+            ("amqp://u:p@host", &["u:p@host:5672//"]),
+        ] {
+            assert_eq!(addresses(url), expected, "{url}");
+        }
+    }
+
+    #[test]
+    fn the_scheme_or_the_profile_decides_what_is_durable() {
+        for (url, durable, transient) in [
+            ("rabbit://h/", false, false),
+            ("kombu://h/?amqp_durable_queues=true", true, false),
+            ("rabbit://h/?profile=durable", true, true),
+            ("amqp://h/", true, true),
+            ("amqp://h/?profile=oslo", false, false),
+            ("amqp://h/?profile=oslo&amqp_durable_queues=1", true, false),
+            ("amqp://h/?amqp_durable_queues=true", true, true),
+        ] {
+            let settings = settings(url).unwrap();
+            assert_eq!(settings.durable, durable, "{url}");
+            assert_eq!(settings.transient_durable(), transient, "{url}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_read_and_bounded() {
+        let defaults = settings("rabbit://h/").unwrap();
+        assert_eq!(defaults.transient_ttl, Some(1_800_000));
+        assert_eq!(defaults.prefetch, None);
+        assert_eq!(defaults.heartbeat, 60);
+        assert_eq!(defaults.longest_pause, Duration::from_secs(10));
+        let set = settings(
+            "rabbit://h/?rabbit_transient_queues_ttl=0&rabbit_qos_prefetch_count=9&heartbeat_timeout_threshold=5&rabbit_interval_max=3",
+        )
+        .unwrap();
+        assert_eq!(set.transient_ttl, None);
+        assert_eq!(set.prefetch, Some(9));
+        assert_eq!(set.heartbeat, 5);
+        assert_eq!(set.longest_pause, Duration::from_secs(3));
+        for bad in [
+            "heartbeat_timeout_threshold=70000",
+            "rabbit_qos_prefetch_count=-1",
+            "rabbit_transient_queues_ttl=4294968",
+            "amqp_durable_queues=maybe",
+        ] {
+            let error = settings(&format!("rabbit://h/?{bad}")).unwrap_err();
+            assert_eq!(error.kind(), messaging_core::ErrorKind::Config, "{bad}");
+        }
+        let vhost = "v".repeat(256);
+        assert!(settings(&format!("rabbit://h/{vhost}")).is_err());
+    }
+
+    #[test]
+    fn debug_shows_no_password() {
+        let shown = format!("{:?}", settings("rabbit://u:hunter2@h/").unwrap());
+        assert!(
+            shown.contains("***") && !shown.contains("hunter2"),
+            "{shown}"
+        );
+    }
+}

@@ -193,7 +193,7 @@ impl Connection {
                     self.attempt_failed(error, permanent, failed);
                     if permanent {
                         self.settings.longest_pause
-                    } else if failed as usize % nodes.len() == 0 {
+                    } else if (failed as usize).is_multiple_of(nodes.len()) {
                         let rounds = failed / u32::try_from(nodes.len()).unwrap_or(u32::MAX);
                         let pause = FIRST_PAUSE.saturating_mul(1 << rounds.min(16));
                         jittered(pause.min(self.settings.longest_pause))
@@ -323,6 +323,37 @@ fn severed() -> lapin::Error {
 
 pub(crate) fn closed() -> Error {
     Error::not_sent(ErrorKind::Closed, "the transport is closed")
+}
+
+/// How many listeners and inboxes are not subscribed at the moment: after an outage publishers let them go first, so
+/// that what they send does not find their own queues missing.
+#[derive(Debug, Clone)]
+pub(crate) struct Replay(Arc<watch::Sender<usize>>);
+
+impl Replay {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(0)))
+    }
+
+    /// Somebody who has to subscribe again; over when it is dropped.
+    pub(crate) fn begin(&self) -> Replaying {
+        self.0.send_modify(|count| *count += 1);
+        Replaying(Self(Arc::clone(&self.0)))
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<usize> {
+        self.0.subscribe()
+    }
+}
+
+/// One that is not subscribed.
+#[derive(Debug)]
+pub(crate) struct Replaying(Replay);
+
+impl Drop for Replaying {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|count| *count -= 1);
+    }
 }
 
 /// Waits for the end of the driver.

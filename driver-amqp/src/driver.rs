@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::config::{Profile, Settings};
-use crate::connection::{Connection, HealthBoard, Stage, closed};
+use crate::connection::{Connection, HealthBoard, Replay, Stage, closed};
 use crate::inbox::{Inbox, InboxState};
 use crate::link::Purpose;
 use crate::listener::AmqpListener;
@@ -49,6 +49,7 @@ pub(crate) struct AmqpDriver {
     inbox: Mutex<Option<(InboxAddress, watch::Receiver<InboxState>)>>,
     /// Whether replies can arrive.
     replies: watch::Sender<bool>,
+    replay: Replay,
     workers: Mutex<Vec<JoinHandle<()>>>,
     closing: AtomicBool,
 }
@@ -82,6 +83,7 @@ impl AmqpDriver {
             board,
             inbox: Mutex::new(None),
             replies: watch::Sender::new(true),
+            replay: Replay::new(),
             workers: Mutex::new(Vec::new()),
             closing: AtomicBool::new(false),
         }))
@@ -122,6 +124,7 @@ impl AmqpDriver {
                 events: Arc::clone(&self.events),
                 stage: self.stage.subscribe(),
                 replies: self.replies.subscribe(),
+                replay: self.replay.watch(),
             };
             self.keep(runtime.spawn(publisher.run()));
         }
@@ -402,6 +405,7 @@ impl Driver for AmqpDriver {
             stage: self.stage.subscribe(),
             commands: asked,
             mailbox,
+            replay: self.replay.clone(),
         };
         let (first, subscribed) = oneshot::channel();
         self.keep(runtime.spawn(subscriber.run(first)));

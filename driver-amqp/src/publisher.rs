@@ -19,7 +19,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::config::Settings;
 use crate::confirms::{Collector, account};
-use crate::connection::{Connection, LinkState, Session, Stage};
+use crate::connection::{Connection, LinkState, Session, Stage, stopped};
 use crate::error::Fault;
 use crate::link::within;
 use crate::outgoing::{Events, Outgoing, Queue, Report};
@@ -40,6 +40,8 @@ const REMEMBERED: usize = 8_192;
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 const LAST_LOOK: Duration = Duration::from_millis(100);
 const LOOK_FOR: Duration = Duration::from_secs(30);
+/// How long a publisher lets this driver's own listeners go first after an outage.
+const COURTESY: Duration = Duration::from_secs(2);
 /// How often confirms that came out of order are looked for.
 const SWEEP: Duration = Duration::from_millis(50);
 
@@ -61,6 +63,8 @@ pub(crate) struct Publisher {
     pub(crate) stage: watch::Receiver<Stage>,
     /// Whether replies can arrive: requests wait for it.
     pub(crate) replies: watch::Receiver<bool>,
+    /// How many of this driver's listeners have to subscribe again.
+    pub(crate) replay: watch::Receiver<usize>,
 }
 
 /// Why a channel is left.
@@ -102,6 +106,7 @@ impl Publisher {
     ) -> Option<Session> {
         // A channel may be closed and its connection live on: then the same session serves again, after a pause.
         let pause = broken_at.map(|at| at + Duration::from_millis(50));
+        let mut courtesy = None;
         loop {
             let stage = *self.stage.borrow_and_update();
             if stage == Stage::Stopped || (stage == Stage::Draining && self.queue.is_empty()) {
@@ -110,23 +115,36 @@ impl Publisher {
             let next = self.expire(&state.borrow_and_update());
             let ready = state.borrow().session.clone();
             let replies = self.lane == Lane::Confirmed || *self.replies.borrow_and_update();
-            let rested = pause.is_none_or(|pause| pause <= Instant::now());
+            let now = Instant::now();
+            let rested = pause.is_none_or(|pause| pause <= now);
             let is_new = ready.as_ref().is_some_and(|s| s.generation != last);
+            if is_new && courtesy.is_none() {
+                courtesy = Some(now + COURTESY);
+            }
+            let polite =
+                *self.replay.borrow_and_update() == 0 || courtesy.is_some_and(|until| until <= now);
             if let Some(session) = ready
                 && session.link.is_up()
+                && state.borrow().blocked.is_none()
                 && replies
+                && polite
                 && (rested || is_new)
             {
                 return Some(session);
             }
-            let wake = [next, pause.filter(|_| !rested)]
-                .into_iter()
-                .flatten()
-                .min();
+            let wake = [
+                next,
+                pause.filter(|_| !rested),
+                courtesy.filter(|_| !polite),
+            ]
+            .into_iter()
+            .flatten()
+            .min();
             tokio::select! {
                 changed = state.changed() => changed.ok()?,
                 changed = self.stage.changed() => changed.ok()?,
                 _ = self.replies.changed() => {}
+                _ = self.replay.changed() => {}
                 () = at(wake) => {}
                 // What arrives may have the nearest deadline of all.
                 () = self.queue.arrival(), if next.is_none() => {}
@@ -227,8 +245,10 @@ impl Publisher {
                         break;
                     }
                 }
-                // A flood of messages must not keep the thread from acks and replies.
-                tokio::task::yield_now().await;
+                if may_publish && !self.queue.is_empty() {
+                    // A flood of messages must not keep the thread from acks and replies.
+                    tokio::task::yield_now().await;
+                }
             }
             if self.lane == Lane::Plain {
                 desk.plain.collect_returns(&desk.channel, &self.events);
@@ -238,8 +258,12 @@ impl Publisher {
                 && desk.declaring.is_none()
                 && desk.collector.len() == 0
             {
-                // Requests have nothing that says when they are through; their socket write has.
-                desk.plain.written().await;
+                // Requests have nothing that says when they are through but their write, and lapin would let the
+                // closing of the channel overtake them.
+                tokio::select! {
+                    () = desk.plain.written() => {}
+                    () = stopped(&mut self.stage) => {}
+                }
                 return End::Drained;
             }
             // While publishing goes on, the queue is short-lived and deadlines are checked at each message.
@@ -447,6 +471,8 @@ fn poll_once<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
 struct Plain {
     /// One in a while, the write of a publish: by them the publisher notices a socket that takes nothing.
     marks: VecDeque<Mark>,
+    /// The write of the last publish, if it is not a mark.
+    last: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     since_mark: (usize, usize),
     unwritten: (usize, usize),
     /// Who was written to lately, for the account of a return.
@@ -470,17 +496,20 @@ impl Plain {
     ) {
         self.since_mark.0 += 1;
         self.since_mark.1 = self.since_mark.1.saturating_add(size);
-        if let Some(write) = write
-            && (self.since_mark.0 >= UNWRITTEN / 16 || self.since_mark.1 >= UNWRITTEN_BYTES / 16)
-        {
-            let (messages, bytes) = std::mem::take(&mut self.since_mark);
-            self.unwritten.0 += messages;
-            self.unwritten.1 = self.unwritten.1.saturating_add(bytes);
-            self.marks.push_back(Mark {
-                write,
-                messages,
-                bytes,
-            });
+        let is_mark =
+            self.since_mark.0 >= UNWRITTEN / 16 || self.since_mark.1 >= UNWRITTEN_BYTES / 16;
+        match write {
+            Some(write) if is_mark => {
+                let (messages, bytes) = std::mem::take(&mut self.since_mark);
+                self.unwritten.0 += messages;
+                self.unwritten.1 = self.unwritten.1.saturating_add(bytes);
+                self.marks.push_back(Mark {
+                    write,
+                    messages,
+                    bytes,
+                });
+            }
+            write => self.last = write,
         }
         if item.mandatory {
             if self.recent.len() >= REMEMBERED {
@@ -516,6 +545,10 @@ impl Plain {
             self.marks.pop_front();
         }
         self.unwritten = (0, 0);
+        if let Some(last) = &mut self.last {
+            last.as_mut().await;
+        }
+        self.last = None;
     }
 
     fn next_look(&self) -> Option<Instant> {

@@ -16,7 +16,7 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::acks::{AckWriter, Acks};
 use crate::config::Settings;
-use crate::connection::{Connection, Session, Stage, stopped};
+use crate::connection::{Connection, Replay, Session, Stage, stopped};
 use crate::error::{Fault, topology_failed};
 use crate::link::within;
 use crate::topology::{Declarer, Queue, consumer_arguments};
@@ -101,6 +101,7 @@ pub(crate) struct Subscriber {
     pub(crate) stage: watch::Receiver<Stage>,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) replay: Replay,
 }
 
 /// One channel with its consumers.
@@ -138,6 +139,8 @@ impl Subscriber {
         let mut first = Some(first);
         let mut epoch = 0;
         let mut failures: u32 = 0;
+        // The first subscription holds nobody up.
+        let mut replaying = None;
         loop {
             let connection = Arc::clone(&self.connection);
             let session = tokio::select! {
@@ -153,6 +156,7 @@ impl Subscriber {
             match self.subscribe(&session, epoch).await {
                 Ok((channel, acks, tags)) => {
                     failures = 0;
+                    drop(replaying.take());
                     tell(&mut first, Ok(()));
                     let mut live = Live {
                         epoch,
@@ -167,7 +171,14 @@ impl Subscriber {
                     };
                     let end = self.attend(&mut live).await;
                     match end {
-                        End::Lost => live.acks.close(),
+                        End::Lost => {
+                            replaying = Some(self.replay.begin());
+                            live.acks.close();
+                            if live.channel.status().connected() {
+                                // What it delivered and nobody settled comes back only when it is closed.
+                                let _ = within(live.channel.close(200, "lost".into())).await;
+                            }
+                        }
                         End::Over(reply) => return self.end(Some(live), End::Over(reply)).await,
                     }
                 }
@@ -212,11 +223,14 @@ impl Subscriber {
             .await
             .map_err(failed)?;
         let acks = Arc::new(Acks::default());
-        let mut tags = Vec::with_capacity(self.queues.len());
+        let mut consumers = Vec::with_capacity(self.queues.len());
         for slot in 0..self.queues.len() {
             let tag = format!("{}.{epoch}", slot + 1);
-            let consumer = self.consume(&channel, &tag, slot).await?;
-            tags.push(consumer.tag());
+            consumers.push(self.consume(&channel, &tag, slot).await?);
+        }
+        let tags = consumers.iter().map(Consumer::tag).collect();
+        // Only now: a consumer of a channel that is given up again must not be read from.
+        for (slot, consumer) in consumers.into_iter().enumerate() {
             self.mailbox.put(Update {
                 epoch,
                 slot,

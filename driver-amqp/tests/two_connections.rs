@@ -34,6 +34,24 @@ async fn a_transport_has_two_connections_however_many_servers() {
     }
     bench.close().await;
     eventually("no connection is left", async || connections().is_empty()).await;
+    eventually("no thread is left", async || link_threads() == 0).await;
+
+    // A transport that is dropped without closing ends as well.
+    let bench = open(&url("rabbit", ""));
+    let listener = bench.server(&exchange, &topic_name, "dropped").await;
+    let to = server(&exchange, &topic_name, "dropped");
+    bench.accepted(&to, "{}").await.unwrap();
+    assert_eq!(link_threads(), 2);
+    let started = std::time::Instant::now();
+    drop(bench);
+    assert!(started.elapsed() < std::time::Duration::from_millis(200));
+    eventually("no thread is left", async || link_threads() == 0).await;
+    eventually("no connection is left", async || connections().is_empty()).await;
+    // What is left of it does nothing, and does not hang.
+    within("closing what is left", listener.close(deadline(5)))
+        .await
+        .unwrap();
+    queues.push(format!("{topic_name}.dropped"));
     clean_up(&queues, &[exchange, format!("{topic_name}_fanout")]).await;
 }
 
@@ -48,4 +66,13 @@ fn connections() -> Vec<String> {
         })
         .filter(|name| name.contains(&own))
         .collect()
+}
+
+/// lapin's threads in this process: one for each connection.
+fn link_threads() -> usize {
+    std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok())
+        .filter(|name| name.trim() == "lapin-io-loop")
+        .count()
 }
