@@ -43,13 +43,28 @@ impl FromStr for Correlation {
     type Err = NotACorrelation;
 
     fn from_str(text: &str) -> Result<Self, NotACorrelation> {
-        // `from_str_radix` would take a sign, and short forms that we never write.
-        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        // By hand: this runs several times a call, and 128-bit arithmetic per digit shows.
+        let (high, low) = text
+            .as_bytes()
+            .split_at_checked(16)
+            .ok_or(NotACorrelation)?;
+        if low.len() != 16 {
             return Err(NotACorrelation);
         }
-        u128::from_str_radix(text, 16)
-            .map(Self)
-            .map_err(|_| NotACorrelation)
+        let half = |digits: &[u8]| {
+            digits.iter().try_fold(0_u64, |value, digit| {
+                let digit = match digit {
+                    b'0'..=b'9' => digit - b'0',
+                    b'a'..=b'f' => digit - b'a' + 10,
+                    b'A'..=b'F' => digit - b'A' + 10,
+                    _ => return Err(NotACorrelation),
+                };
+                Ok((value << 4) | u64::from(digit))
+            })
+        };
+        Ok(Self(
+            (u128::from(half(high)?) << 64) | u128::from(half(low)?),
+        ))
     }
 }
 
@@ -149,5 +164,34 @@ impl fmt::Debug for Message {
             .field("body_bytes", &self.body.len())
             .field("content_type", &self.content_type)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_correlation_is_32_hex_digits_and_nothing_else() {
+        for value in [0, 1, u128::MAX, 0x0123_4567_89ab_cdef_fedc_ba98_7654_3210] {
+            let text = Correlation(value).to_string();
+            assert_eq!(text.parse(), Ok(Correlation(value)));
+            assert_eq!(text.to_uppercase().parse(), Ok(Correlation(value)));
+        }
+        let short = "0".repeat(31);
+        for text in [
+            "",
+            &short,
+            &format!("{short}00"),
+            &format!("{short}g"),
+            &format!("+{short}"),
+            &"é".repeat(16),
+        ] {
+            assert_eq!(
+                text.parse::<Correlation>(),
+                Err(NotACorrelation),
+                "{text:?}"
+            );
+        }
     }
 }
