@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
+use tracing::Instrument as _;
 
 use crate::context::IntoContext;
 use crate::driver::Accepted;
@@ -30,6 +31,8 @@ pub(crate) struct Outgoing {
     /// The arguments as the text of a JSON object without its closing brace; empty: none.
     args: String,
     pub(crate) context: CallerContext,
+    /// The context before a serializer changed it, which that serializer is given with each entity.
+    pub(crate) own_context: serde_json::Map<String, serde_json::Value>,
     pub(crate) inherited_deadline: Option<Instant>,
     pub(crate) idempotency_key: Option<String>,
     pub(crate) expires_in: Option<Duration>,
@@ -44,6 +47,7 @@ impl Outgoing {
             method,
             args: String::new(),
             context: CallerContext::default(),
+            own_context: serde_json::Map::new(),
             inherited_deadline: None,
             idempotency_key: None,
             expires_in: None,
@@ -108,6 +112,19 @@ impl Outgoing {
         }
     }
 
+    /// The span of the request, named after OpenTelemetry's conventions for messaging.
+    fn span(&self, verb: &'static str) -> tracing::Span {
+        let target = &self.settings.target;
+        tracing::debug_span!(
+            target: "longshore::rpc",
+            "send",
+            "messaging.operation.name" = verb,
+            "messaging.operation.type" = "send",
+            "messaging.destination.name" = target.topic.as_deref(),
+            "rpc.method" = self.method,
+        )
+    }
+
     /// Ends the building: the arguments and the context as they go on the wire.
     pub(crate) fn finish(&mut self) -> Result<String> {
         if let Some(fault) = self.fault.take() {
@@ -136,6 +153,7 @@ impl Outgoing {
         for (name, value) in map {
             out.insert(name, serializer.serialize_entity(&context, value)?);
         }
+        self.own_context = context.clone();
         self.context = CallerContext::from_serialize(&serializer.serialize_context(context)?)?;
         Ok(serde_json::Value::Object(out).to_string())
     }
@@ -272,7 +290,8 @@ impl<R: DeserializeOwned> Call<R> {
     }
 
     async fn run(self) -> Result<R> {
-        let reply = call::execute(self.outgoing).await?;
+        let span = self.outgoing.span("call");
+        let reply = call::execute(self.outgoing).instrument(span).await?;
         let text = reply.as_deref().map_or("null", RawValue::get);
         serde_json::from_str(text).map_err(|error| {
             let text = format!("the result is not of the type the caller asked for: {error}");
@@ -330,7 +349,12 @@ impl Cast {
     }
 
     async fn run(self) -> Result<Accepted> {
-        cast::execute(self.outgoing).await
+        let span = self.outgoing.span(if self.outgoing.settings.target.fanout {
+            "fanout"
+        } else {
+            "cast"
+        });
+        cast::execute(self.outgoing).instrument(span).await
     }
 
     /// Makes the cast from a plain thread or a plain handler, parking it.
