@@ -133,7 +133,7 @@ fn finish(outgoing: &Outgoing, result: Option<Box<RawValue>>) -> Result<Option<B
             serde_json::from_str(raw.get())
         });
     let value = serializer
-        .deserialize_entity(&outgoing.context.to_map(), value.map_err(executed)?)
+        .deserialize_entity(&outgoing.own_context, value.map_err(executed)?)
         .map_err(|error| error.with_outcome(Outcome::Executed))?;
     serde_json::value::to_raw_value(&value)
         .map(Some)

@@ -261,7 +261,7 @@ fn caller_context(shared: &Shared, request: &Request) -> Result<CallerContext, F
 /// Finds and starts the method. Code of the application may run here: what a handler does before its first await.
 fn invoke(shared: &Shared, context: &Context) -> Result<Invocation, Failure> {
     guarded(|| {
-        let args = deserialized_args(shared, context)?;
+        let args = || deserialized_args(shared, context);
         shared.routes.invoke(context.clone(), args, &*shared.policy)
     })
 }
@@ -278,7 +278,7 @@ fn deserialized_args(shared: &Shared, context: &Context) -> Result<Option<String
                 format!("the arguments are no object: {error}"),
             )
         })?;
-    let caller = context.request().context().to_map();
+    let caller = context.caller().to_map();
     let mut out = serde_json::Map::new();
     for (name, value) in args {
         out.insert(name, serializer.deserialize_entity(&caller, value)?);
@@ -356,8 +356,7 @@ impl InFlight {
             Some(serializer) => guarded(|| {
                 let text = handled?;
                 let value = serde_json::from_str(&text)?;
-                let value = serializer
-                    .serialize_entity(&self.context.request().context().to_map(), value)?;
+                let value = serializer.serialize_entity(&self.context.caller().to_map(), value)?;
                 Ok(value.to_string())
             }),
             None => handled,
@@ -402,7 +401,10 @@ impl InFlight {
         }
         // The texts and the map of errors are the application's.
         let crossed = guarded(|| {
-            if failure.is_expected_by(errors) || method.ends_with("_ignore_errors") {
+            // The suffix is oslo.messaging's, for methods that only some servers have.
+            let is_optional = failure.kind() == ErrorKind::NoSuchMethod
+                && self.context.method().ends_with("_ignore_errors");
+            if failure.is_expected_by(errors) || is_optional {
                 tracing::debug!(target: "longshore::rpc", server = name, method, "failed as expected: {failure}");
             } else {
                 tracing::error!(target: "longshore::rpc", server = name, method, "failed: {failure}");
@@ -484,8 +486,20 @@ fn send(shared: &Shared, request: &Request, body: ReplyBody<'_>) {
 }
 
 async fn send_heartbeats(shared: Arc<Shared>, context: Context, every: Duration) {
+    let request = context.request();
+    let (Some(id), Some(to)) = (request.msg_id(), request.reply_to()) else {
+        return;
+    };
+    let transport = &shared.transport;
     loop {
         tokio::time::sleep(every).await;
-        send(&shared, context.request(), ReplyBody::Heartbeat);
+        let body = wire::encode_reply(id, transport.unique_id(), ReplyBody::Heartbeat);
+        let inbox = InboxAddress::new(to);
+        if !transport
+            .outbox()
+            .heartbeat(transport.driver(), inbox, id.parse().ok(), body)
+        {
+            return;
+        }
     }
 }

@@ -122,6 +122,24 @@ impl Outbox {
         }
     }
 
+    /// Sends a heartbeat of a call; false: its inbox is not there. It is not kept where there is no room, nor sent
+    /// again: the next one does as well, and a stranger's call must not make work for longer than it runs.
+    pub(crate) fn heartbeat(
+        &self,
+        driver: &Arc<dyn Driver>,
+        to: InboxAddress,
+        correlation: Option<Correlation>,
+        body: Bytes,
+    ) -> bool {
+        if self.is_gone(&to) {
+            return false;
+        }
+        let mut message = Message::json(body);
+        message.correlation = correlation;
+        let sent = driver.try_send(&Address::Inbox(to), message, &reply_options(Confirm::None));
+        !matches!(sent, Err(TrySendError::Failed(_)))
+    }
+
     /// A reply the driver reported lost.
     fn lost(self: &Arc<Self>, lost: Lost) {
         let Some((to, message)) = lost.returned.map(|returned| *returned) else {

@@ -225,11 +225,11 @@ impl Routes {
     }
 
     /// Finds and starts a method, by oslo.messaging's rule: the first endpoint of the namespace whose version serves
-    /// the request and that has the method, allowed by the policy.
+    /// the request and that has the method, allowed by the policy. `args` is asked for once that is found.
     pub(crate) fn invoke(
         &self,
         context: Context,
-        args: Option<String>,
+        args: impl FnOnce() -> Result<Option<String>, Failure>,
         policy: &dyn AccessPolicy,
     ) -> Result<Invocation, Failure> {
         let request = context.request();
@@ -252,7 +252,7 @@ impl Routes {
                 if let Some(method) = endpoint.methods.get(request.method())
                     && policy.allows(request.method(), method.exposed)
                 {
-                    return Ok((method.call)(context.clone(), args));
+                    return Ok((method.call)(context.clone(), args()?));
                 }
             }
         }
