@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Instant;
@@ -84,7 +85,53 @@ enum Timer {
     Unarmed,
     Tokio(Pin<Box<tokio::time::Sleep>>),
     /// Under an executor that has no timers we know of, a thread of its own wakes the sleeper.
-    Thread(Arc<AtomicWaker>),
+    Thread(SleeperThread),
+}
+
+/// A thread that wakes a sleeper. It ends early when the sleeper needs it no more: a call that is answered must not
+/// leave a thread behind until its deadline.
+#[derive(Debug)]
+struct SleeperThread {
+    sleeper: Arc<Sleeper>,
+    thread: Thread,
+}
+
+#[derive(Debug, Default)]
+struct Sleeper {
+    waker: AtomicWaker,
+    is_gone: AtomicBool,
+}
+
+impl SleeperThread {
+    fn start(until: Instant) -> std::io::Result<Self> {
+        let sleeper = Arc::new(Sleeper::default());
+        let own = sleeper.clone();
+        let thread = thread::Builder::new()
+            .name("longshore-sleep".to_owned())
+            .spawn(move || {
+                loop {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if own.is_gone.load(Ordering::Acquire) {
+                        return;
+                    }
+                    if left.is_zero() {
+                        return own.waker.wake();
+                    }
+                    thread::park_timeout(left);
+                }
+            })?;
+        Ok(Self {
+            sleeper,
+            thread: thread.thread().clone(),
+        })
+    }
+}
+
+impl Drop for SleeperThread {
+    fn drop(&mut self) {
+        self.sleeper.is_gone.store(true, Ordering::Release);
+        self.thread.unpark();
+    }
 }
 
 impl Sleep {
@@ -125,28 +172,18 @@ impl Future for Sleep {
             self.timer = if Handle::try_current().is_ok() {
                 Timer::Tokio(Box::pin(tokio::time::sleep_until(until.into())))
             } else {
-                let waker = Arc::new(AtomicWaker::new());
-                let sleeper = Arc::downgrade(&waker);
-                let thread = thread::Builder::new()
-                    .name("longshore-timer".to_owned())
-                    .spawn(move || {
-                        thread::sleep(until.saturating_duration_since(Instant::now()));
-                        if let Some(sleeper) = sleeper.upgrade() {
-                            sleeper.wake();
-                        }
-                    });
-                if thread.is_err() {
+                let Ok(thread) = SleeperThread::start(until) else {
                     // Without a timer, asking again is all that is left.
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
-                }
-                Timer::Thread(waker)
+                };
+                Timer::Thread(thread)
             };
         }
         match &mut self.timer {
             Timer::Tokio(timer) => timer.as_mut().poll(cx),
-            Timer::Thread(waker) => {
-                waker.register(cx.waker());
+            Timer::Thread(thread) => {
+                thread.sleeper.waker.register(cx.waker());
                 if Instant::now() >= until {
                     Poll::Ready(())
                 } else {

@@ -1,6 +1,7 @@
 //! The calls of a transport that wait for a reply.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -80,8 +81,10 @@ impl Pending {
     /// [`ErrorKind::Busy`] when none became free in time.
     pub(crate) async fn acquire(self: &Arc<Self>, deadline: Instant) -> Result<PendingCall> {
         loop {
-            // Registered before the check, so that a slot freed in between is not missed.
-            let freed = self.room.notified();
+            // Registered before the check, so that a slot freed in between is not missed. Merely made it would be
+            // no waiter yet: of two slots freed then, only one would be remembered.
+            let mut freed = pin!(self.room.notified());
+            freed.as_mut().enable();
             if let Some(call) = self.try_acquire()? {
                 return Ok(call);
             }

@@ -186,7 +186,10 @@ impl RpcServerBuilder {
         if self.ping && !routes.has_method(PING) {
             routes.push(
                 Router::new()
-                    .method(PING, async |_: crate::Context| Ok("pong"))
+                    // Whatever it is given, as Python's.
+                    .method(PING, async |_: crate::Context, _: serde::de::IgnoredAny| {
+                        Ok("pong")
+                    })
                     .expose(PING),
             )?;
         }
