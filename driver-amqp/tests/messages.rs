@@ -1,5 +1,8 @@
 //! What a message looks like on the wire, and what is made of strange ones that come in.
 
+// Failing is what a test is for.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::io::Write as _;

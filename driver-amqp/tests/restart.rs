@@ -1,5 +1,8 @@
 //! The broker goes away and comes back. A program of its own, since every other test would notice.
 
+// Failing is what a test is for.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::collections::HashSet;

@@ -37,7 +37,7 @@ async fn requests_and_replies_travel() {
 
             let mut reply = Message::json(r#"{"m":2}"#);
             reply.correlation = Some(Correlation(77));
-            engine
+            let _ = engine
                 .driver
                 .send(&Address::Inbox(inbox.clone()), reply, &reporting())
                 .await

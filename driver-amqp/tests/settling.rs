@@ -1,5 +1,8 @@
 //! Acknowledgements, requeues, prefetch, stopping, cancelled consumers, inspection, login.
 
+// Failing is what a test is for.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::time::Duration;

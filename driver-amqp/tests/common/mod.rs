@@ -1,5 +1,5 @@
 //! What the tests against a real broker share.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
