@@ -18,9 +18,19 @@ const SENDS: usize = 2_000;
 
 #[tokio::test]
 async fn pipelined_returns_are_never_misattributed() {
+    returns("rabbit").await;
+}
+
+/// Persistent messages are confirmed late, and returned ones at once: the confirms come out of order.
+#[tokio::test]
+async fn returns_among_persistent_messages_are_never_misattributed() {
+    returns("amqp").await;
+}
+
+async fn returns(scheme: &str) {
     let (exchange, topic_name) = (unique("x"), unique("t"));
     let nobody = unique("nobody");
-    let bench = open(&url("rabbit", ""));
+    let bench = open(&url(scheme, ""));
     let listener = bench.server(&exchange, &topic_name, "one").await;
     for confirmed in [true, false] {
         let mut unroutable = HashSet::new();
