@@ -484,18 +484,9 @@ fn a_link_that_is_lost_for_good_ends_the_call_in_time() {
     ]));
     server.logs("a request sleeps");
     proxy.sever();
-    let finished = caller.finish();
+    // A new link might still bring the reply, so the call waits to the end. The request ran: no error may deny it.
+    let finished = caller.finish().fails(3, "timeout", "unknown");
     assert!(finished.took < Duration::from_secs(5), "{finished:?}");
-    let error = finished.stderr.as_str();
-    // The request ran: whichever of the two is said, nothing may claim that it did not.
-    match finished.code {
-        Some(3) => assert!(error.starts_with("error: timeout (unknown): "), "{error}"),
-        Some(5) => assert!(
-            error.starts_with("error: disconnected (unknown): "),
-            "{error}"
-        ),
-        _ => panic!("{finished:?}"),
-    }
     server.signal(Signal::KILL);
 }
 
