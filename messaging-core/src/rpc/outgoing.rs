@@ -83,10 +83,15 @@ impl Outgoing {
     }
 
     fn args(&mut self, args: &impl Serialize) {
-        let text = match serde_json::to_string(args) {
+        let mut text = match serde_json::to_string(args) {
             Ok(text) => text,
             Err(error) => return self.fail("the arguments", error),
         };
+        if self.args.is_empty() && text.starts_with("{\"") {
+            text.pop();
+            self.args = text;
+            return;
+        }
         match text
             .strip_prefix('{')
             .and_then(|rest| rest.strip_suffix('}'))
