@@ -63,7 +63,7 @@ pub(crate) type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
 /// A connection that is open, or was.
 pub(crate) struct Link {
     connection: Connection,
-    socket: StdStream,
+    socket: Severed,
     node: String,
 }
 
@@ -132,6 +132,8 @@ impl Link {
             }
         };
         let handshake = Connection::connector(uri, reactor::current(), handed_over, properties);
+        // Also when this is given up half-way: otherwise lapin's thread would wait for the peer for ever.
+        let socket = Severed(socket);
         match timeout(HANDSHAKE_LIMIT, handshake).await {
             Ok(Ok(connection)) => {
                 let events = Box::pin(connection.events_listener());
@@ -143,8 +145,6 @@ impl Link {
                 Ok((link, events))
             }
             failed => {
-                // Without this lapin's thread would wait for the peer for ever.
-                let _ = socket.shutdown(Shutdown::Both);
                 let fault = match failed {
                     Ok(Err(error)) => Fault::Amqp(error),
                     _ => Fault::Silent(HANDSHAKE_LIMIT),
@@ -170,7 +170,7 @@ impl Link {
 
     /// Cuts the socket, so that everything that waits on this link fails at once.
     pub(crate) fn sever(&self) {
-        let _ = self.socket.shutdown(Shutdown::Both);
+        self.socket.sever();
     }
 
     /// Says good-bye, then cuts the socket at the latest after `limit`.
@@ -182,7 +182,17 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+/// A handle of a link's socket; the link ends with it at the latest.
+struct Severed(StdStream);
+
+impl Severed {
+    fn sever(&self) {
+        // An error means that it is severed already.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+impl Drop for Severed {
     fn drop(&mut self) {
         self.sever();
     }

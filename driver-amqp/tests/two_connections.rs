@@ -55,6 +55,15 @@ async fn a_transport_has_two_connections_however_many_servers() {
         .await
         .unwrap();
     queues.push(format!("{topic_name}.dropped"));
+
+    // So does one that is dropped while a host that says nothing keeps it waiting.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let bench = open(&format!("rabbit://guest:guest@127.0.0.1:{port}/"));
+    bench.driver.ready(deadline(1)).await.unwrap_err();
+    assert_eq!(link_threads(), 1);
+    drop(bench);
+    eventually("no thread is left", async || link_threads() == 0).await;
     clean_up(&queues, &[exchange, format!("{topic_name}_fanout")]).await;
 }
 
