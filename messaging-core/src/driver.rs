@@ -524,7 +524,9 @@ impl fmt::Display for Presence {
             (Some(false), _, _) => f.write_str("nobody has ever served this address"),
             (_, Some(0), Some(n)) => write!(f, "no server receives from it now, {n} messages wait"),
             (_, Some(0), None) => f.write_str("no server receives from it now"),
+            (_, Some(1), Some(n)) => write!(f, "one server receives from it, {n} messages wait"),
             (_, Some(s), Some(n)) => write!(f, "{s} servers receive from it, {n} messages wait"),
+            (_, Some(1), None) => f.write_str("one server receives from it"),
             (_, Some(s), None) => write!(f, "{s} servers receive from it"),
             _ => f.write_str("who serves it is not known"),
         }

@@ -406,6 +406,9 @@ impl InFlight {
                 && self.context.method().ends_with("_ignore_errors");
             if failure.is_expected_by(errors) || is_optional {
                 tracing::debug!(target: "longshore::rpc", server = name, method, "failed as expected: {failure}");
+            } else if refused {
+                // A caller's mistake, which any stranger can make: no alarm for the server's operator.
+                tracing::info!(target: "longshore::rpc", server = name, method, "refused: {failure}");
             } else {
                 tracing::error!(target: "longshore::rpc", server = name, method, "failed: {failure}");
             }
