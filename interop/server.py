@@ -7,7 +7,7 @@ Requests, each answered with {"id", "ok": true} unless it says otherwise:
 - {"op": "serve", "topic", "server", "endpoints"} and, where wanted, "exchange", "policy" ("legacy", "default",
   "explicit") and "ping". Endpoints are "standard", or a list of {"target", "methods", "exposed"}: a method of the
   latter returns the endpoint's number and its own name, so that a test sees who answered.
-- {"op": "stop", "topic", "server"} stops that server and waits for it.
+- {"op": "stop"} stops all servers and waits for them.
 - {"op": "recorded", "server"} is answered with {"recorded": [..]}: what `record` was called with, in order.
 """
 
@@ -130,7 +130,7 @@ def endpoint(number, described):
 
 class Servers:
     def __init__(self):
-        self.running = {}
+        self.running = []
         self.recorded = collections.defaultdict(list)
         # The ping option is read from the global configuration while a server is made.
         self.making = threading.Lock()
@@ -156,20 +156,21 @@ class Servers:
                 access_policy=POLICIES[request.get("policy", "default")],
             )
         server.start()
-        self.running[(request["topic"], name)] = server
+        self.running.append(server)
         return {"ok": True}
 
-    def stop(self, request):
-        server = self.running.pop((request["topic"], request["server"]))
-        server.stop()
-        server.wait()
+    def stop(self):
+        while self.running:
+            server = self.running.pop()
+            server.stop()
+            server.wait()
         return {"ok": True}
 
     def answer(self, request):
         if request["op"] == "serve":
             return self.serve(request)
         if request["op"] == "stop":
-            return self.stop(request)
+            return self.stop()
         if request["op"] == "recorded":
             return {"recorded": list(self.recorded[request["server"]])}
         raise ValueError(f"unknown request {request['op']}")

@@ -6,6 +6,9 @@
 
 mod dispatch;
 mod python_calls;
+mod python_failures;
+mod python_waits;
+mod raw_delivery;
 mod raw_replies;
 mod raw_requests;
 mod rust_calls;

@@ -46,7 +46,7 @@ fn packed(how: &str, inner: String) -> Value {
     body
 }
 
-fn usual() -> Value {
+pub(crate) fn usual() -> Value {
     json!({
         "content_type": "application/json", "content_encoding": "utf-8", "headers": {},
         "delivery_mode": 2, "priority": 0,
@@ -273,7 +273,7 @@ fn request(row: &Row, topic: &str, id: &str, reply_queue: &str) -> Value {
 }
 
 /// The inner object of a reply.
-fn opened(message: &Value) -> Value {
+pub(crate) fn opened(message: &Value) -> Value {
     let outer: Value = serde_json::from_str(message["text"].as_str().unwrap()).unwrap();
     serde_json::from_str(outer["oslo.message"].as_str().unwrap()).unwrap()
 }
@@ -403,54 +403,4 @@ async fn the_table_of_odd_requests_is_pythons() {
         async |_| {},
     )
     .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_comes_twice_runs_once() {
-    let url = broker::url();
-    let transport = Transport::connect(&url).await.unwrap();
-    let (raw, python) = tokio::join!(Peer::raw(&url), Peer::server(&url));
-    let (topic, theirs) = (unique("twice"), unique("twice-python"));
-    let (server, service) = serve(&transport, &topic, "ours").await;
-    python.serve_standard(&theirs, "theirs").await;
-    let reply_queue = unique("reply_twice");
-    raw.ask(json!({"op": "queue", "name": reply_queue})).await;
-    let mut cases = Cases::of("duplicates");
-    for topic in [&topic, &theirs] {
-        let publish = |id: &str, value: &str, unique_id: &str| {
-            let inner = json!({
-                "method": "record", "args": {"value": value}, "_unique_id": unique_id,
-                "_msg_id": id, "_reply_q": reply_queue,
-            });
-            json!({
-                "op": "publish", "exchange": "openstack", "key": topic, "properties": usual(),
-                "text": json!({"oslo.version": "2.0", "oslo.message": inner.to_string()}).to_string(),
-            })
-        };
-        raw.ask(publish("1", "first", "the same")).await;
-        let reply = opened(&raw.get(&reply_queue).await.unwrap());
-        cases.equal("the first is answered", &reply["_msg_id"], &json!("1"));
-        raw.ask(publish("2", "second", "the same")).await;
-        raw.ask(publish("3", "third", "another")).await;
-        let reply = opened(&raw.get(&reply_queue).await.unwrap());
-        cases.equal(
-            "the second is not, the third is",
-            &reply["_msg_id"],
-            &json!("3"),
-        );
-    }
-    let expected = vec![json!("first"), json!("third")];
-    cases.equal(
-        "we ran two of three",
-        service.recorded.lock().unwrap().clone(),
-        expected.clone(),
-    );
-    cases.equal(
-        "Python ran two of three",
-        python.recorded("theirs").await,
-        expected,
-    );
-    cases.equal("one was counted", server.counters().duplicates, 1);
-    raw.ask(json!({"op": "delete", "name": reply_queue})).await;
-    cases.finish();
 }

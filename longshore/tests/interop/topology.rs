@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use longshore::{RpcClient, Target, Transport};
+use longshore::{RpcClient, RpcServer, Target, Transport};
 use serde_json::{Value, json};
 
 use crate::support::broker::VirtualHost;
@@ -60,6 +60,38 @@ async fn compare(
     queues
 }
 
+/// Options that change what is made, each with an exchange and a topic of its own.
+const OPTIONS: &[(&str, &str)] = &[
+    ("durable", "amqp_durable_queues=true"),
+    ("auto-delete", "amqp_auto_delete=true"),
+    ("short-lived", "rabbit_transient_queues_ttl=60"),
+    ("everlasting", "rabbit_transient_queues_ttl=0"),
+];
+
+/// Starts a server of ours and one of Python's with each of the options.
+async fn with_options(
+    ours: &VirtualHost,
+    theirs: &VirtualHost,
+) -> Vec<(Transport, RpcServer, Peer)> {
+    let mut running = Vec::new();
+    for (name, option) in OPTIONS {
+        let transport = Transport::builder(&format!("{}?{option}", ours.url))
+            .default_exchange(name)
+            .connect()
+            .await
+            .unwrap();
+        let (server, _) = serve(&transport, name, "one").await;
+        let python = Peer::server(&format!("{}?{option}", theirs.url)).await;
+        python
+            .ask(json!({
+                "op": "serve", "exchange": name, "topic": name, "server": "one", "endpoints": "standard",
+            }))
+            .await;
+        running.push((transport, server, python));
+    }
+    running
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn exchanges_queues_and_bindings_are_pythons() {
     let (ours, theirs) = tokio::join!(VirtualHost::new(), VirtualHost::new());
@@ -85,12 +117,19 @@ async fn exchanges_queues_and_bindings_are_pythons() {
             .await;
         assert!(answer["error"].is_null(), "{answer}");
     }
-    let when = "of running servers and clients";
+    let options = with_options(&ours, &theirs).await;
+    let when = "of running servers and clients, under each option";
     let queues = compare(&mut cases, when, &ours, &theirs).await;
     let names: Vec<_> = queues
         .iter()
         .filter_map(|line| line.split('\t').next())
+        .filter(|name| name.starts_with("engine") || name.starts_with("reply_"))
         .collect();
+    cases.equal(
+        "as many queues as there should be",
+        queues.len(),
+        4 + 3 * OPTIONS.len(),
+    );
     let expected = [
         "engine",
         "engine.heat-engine",
@@ -100,9 +139,12 @@ async fn exchanges_queues_and_bindings_are_pythons() {
     cases.equal("the names of our queues", names, expected.to_vec());
 
     server.stop(Duration::from_secs(10)).await.unwrap();
-    server_process
-        .ask(json!({"op": "stop", "topic": "engine", "server": "heat-engine"}))
-        .await;
+    for (transport, server, python) in options {
+        server.stop(Duration::from_secs(10)).await.unwrap();
+        transport.close(Duration::from_secs(5)).await.unwrap();
+        python.ask(json!({"op": "stop"})).await;
+    }
+    server_process.ask(json!({"op": "stop"})).await;
     // The fanout exchange goes with its last queue, a moment after.
     let asked = json!({"op": "exists", "exchange": "engine_fanout"});
     for host in [&ours, &theirs] {

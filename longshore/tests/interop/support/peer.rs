@@ -164,6 +164,31 @@ pub(crate) fn tail(log: &Path) -> String {
     lines[lines.len().saturating_sub(12)..].join("\n  ")
 }
 
+/// The request of a client for a call.
+pub(crate) fn call(topic: &str, method: &str, args: Value) -> Value {
+    json!({"op": "call", "target": {"topic": topic}, "method": method, "args": args})
+}
+
+/// The request of a client for a cast of `record`.
+pub(crate) fn cast(target: Value, value: Value) -> Value {
+    json!({"op": "cast", "target": target, "method": "record", "args": {"value": value}})
+}
+
+/// What a Python caller can tell of a failure: module and class, and what it says.
+pub(crate) fn failure(answer: &Value) -> (String, String, String) {
+    let error = &answer["error"];
+    let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
+    let said = match &error["value"] {
+        Value::String(value) => value.clone(),
+        _ => text("text").lines().next().unwrap_or_default().to_owned(),
+    };
+    (
+        text("module"),
+        text("class"),
+        format!("{} {said}", text("exc_type")).trim().to_owned(),
+    )
+}
+
 /// The bytes of a body in the form in which a raw peer takes them.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
