@@ -45,11 +45,22 @@ pub trait PlainHandler<S, M>: Send + Sync + 'static {
     fn run(&self, state: &Arc<S>, context: Context, args: &str) -> Result<String, Failure>;
 }
 
+/// How much is said of arguments that do not fit, in characters.
+const MAX_WHY: usize = 300;
+
 fn decode<A: DeserializeOwned>(args: &str) -> Result<A, Failure> {
     serde_json::from_str(args).map_err(|error| {
+        // It quotes names that a stranger chose, and goes into a log.
+        let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+        let why: String = error
+            .to_string()
+            .chars()
+            .take(MAX_WHY)
+            .map(printable)
+            .collect();
         Failure::of_kind(
             ErrorKind::BadArguments,
-            format!("the arguments do not fit: {error}"),
+            format!("the arguments do not fit: {why}"),
         )
     })
 }

@@ -1,12 +1,9 @@
 //! One request at its server: decode, check, dispatch, answer, settle.
 
-use std::any::Any;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
 use tokio::task::AbortHandle;
 use tracing::Instrument as _;
 
@@ -14,6 +11,7 @@ use crate::context::{Context, DeliveryInfo, caller_of};
 use crate::driver::{Ack, Delivery, InboxAddress, Message, Settlement, Verdict};
 use crate::error::ErrorKind;
 use crate::failure::{self, Failure};
+use crate::rpc::guard::{Guarded, guarded};
 use crate::rpc::handler::{Handled, Invocation};
 use crate::rpc::router::shown;
 use crate::rpc::server::{Permit, Shared};
@@ -74,11 +72,8 @@ pub(crate) async fn run(mut handed: Handed) {
     match invoke(&shared, &context) {
         Err(failure) => in_flight.finish(Err(failure)),
         Ok(Invocation::Async(handler)) => {
-            let handled = AssertUnwindSafe(handler)
-                .catch_unwind()
-                .instrument(span)
-                .await;
-            in_flight.finish(handled.unwrap_or_else(|panic| Err(panicked(&*panic))));
+            let handled = Guarded::new(handler).instrument(span).await;
+            in_flight.finish(handled);
         }
         Ok(Invocation::Plain(handler)) => {
             // Nothing of the application's has run yet; and permit and settlement go with the work, which runs to its
@@ -286,23 +281,6 @@ fn deserialized_args(shared: &Shared, context: &Context) -> Result<Option<String
     Ok(Some(serde_json::Value::Object(out).to_string()))
 }
 
-/// Runs code of the application, whose panic becomes a failure.
-fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(&*panic)))
-}
-
-fn panicked(panic: &(dyn Any + Send)) -> Failure {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let text = text
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_default();
-    tracing::error!(target: "longshore::rpc", "a handler panicked: {text}");
-    Failure::of_kind(
-        ErrorKind::Panic,
-        "the handler panicked; the server's log says why".to_owned(),
-    )
-}
-
 /// A request that was admitted: its permit, its settlement, and the answer it owes.
 struct InFlight {
     shared: Arc<Shared>,
@@ -396,9 +374,6 @@ impl InFlight {
         } else {
             counters.failed.add();
         }
-        if failure.kind() == ErrorKind::Panic {
-            counters.panicked.add();
-        }
         // The texts and the map of errors are the application's.
         let crossed = guarded(|| {
             // The suffix is oslo.messaging's, for methods that only some servers have.
@@ -416,6 +391,9 @@ impl InFlight {
         });
         let (remote, kind) =
             crossed.unwrap_or_else(|panic| panic.into_remote(&method, errors, *expose_errors));
+        if kind == ErrorKind::Panic {
+            counters.panicked.add();
+        }
         self.answer(ReplyBody::Failure(
             &remote,
             failure::crossing(kind, &remote),

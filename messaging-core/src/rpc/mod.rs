@@ -5,6 +5,7 @@ mod call;
 mod cast;
 mod client;
 mod counters;
+mod guard;
 mod handler;
 mod job;
 mod outbox;
