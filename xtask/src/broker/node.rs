@@ -87,9 +87,10 @@ impl Node {
             remove(&self.directory.join(leftover))?;
         }
         self.end_stragglers()?;
+        let others = self.ports_of_others()?;
         let ports = match self.ports() {
-            Ok(ports) if ports.free() => ports,
-            _ => Ports::find()?,
+            Ok(ports) if ports.free() && !others.contains(&ports) => ports,
+            _ => Ports::find(&others)?,
         };
         self.record(ports)?;
         self.launch(ports)?;
@@ -157,8 +158,9 @@ impl Node {
             return self.await_ready(|| Ok(self.server()?.is_empty()));
         }
         let ports = self.ports()?;
-        // Clients have this port in their URLs: another one would be another broker.
-        if !Ports::is_free(ports.amqp) {
+        // Clients have this port in their URLs: another one would be another broker. A killed process of many
+        // threads has no environment to be found by any more while it still holds its sockets.
+        if !process::wait_until(KILL_LIMIT, || Ok(Ports::is_free(ports.amqp)))? {
             bail!("port {} of the node has been taken meanwhile", ports.amqp);
         }
         self.launch(ports)
@@ -305,6 +307,13 @@ impl Node {
             )
         })?;
         Ports::parse(&content).with_context(|| format!("{} is damaged", file.display()))
+    }
+
+    /// The ports of the other nodes. One that is stopped or killed at the moment comes back on its own.
+    fn ports_of_others(&self) -> Result<Vec<Ports>> {
+        let nodes = super::known_nodes()?;
+        let others = nodes.iter().filter(|node| node.name != self.name);
+        Ok(others.filter_map(|node| node.ports().ok()).collect())
     }
 
     fn record(&self, ports: Ports) -> Result<()> {

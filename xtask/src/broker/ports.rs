@@ -14,15 +14,15 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    /// Three free ports that no RabbitMQ node has by default (5672, 25672, 4369).
-    pub(super) fn find() -> Result<Self> {
+    /// Three free ports that no RabbitMQ node has by default (5672, 25672, 4369), and that are not `reserved`.
+    pub(super) fn find(reserved: &[Self]) -> Result<Self> {
         (0..100)
             .map(|offset| Self {
                 amqp: 5682 + offset,
                 distribution: 25682 + offset,
                 mapper: 4379 + offset,
             })
-            .find(|ports| ports.free())
+            .find(|ports| !reserved.contains(ports) && ports.free())
             .context("none of the ports 5682 to 5781 is free with its companions")
     }
 
