@@ -8,10 +8,14 @@
 )]
 
 pub mod executors_cases;
+pub mod logs;
+pub mod raw;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
+
+use longshore::{Error, ErrorKind, Outcome};
 
 /// Longer than any rule's own figure, so that a slow machine fails no test.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -21,6 +25,11 @@ pub fn rabbit_url() -> String {
     std::env::var("RABBITMQ_URL").expect(
         "RABBITMQ_URL is not set: run `cargo xtask brokers up` and `eval \"$(cargo xtask env)\"`",
     )
+}
+
+/// What a failure says: its kind, and what is known of the request.
+pub fn kinds(error: &Error) -> (ErrorKind, Outcome) {
+    (error.kind(), error.outcome())
 }
 
 /// A name no other test uses.
