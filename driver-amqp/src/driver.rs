@@ -19,13 +19,14 @@ use tokio::task::JoinHandle;
 
 use crate::config::{Profile, Settings};
 use crate::connection::{Connection, HealthBoard, Replay, Stage, closed};
+use crate::declare::Declarer;
 use crate::inbox::{Inbox, InboxState};
 use crate::link::Purpose;
 use crate::listener::AmqpListener;
 use crate::outgoing::{Events, Outgoing, Queue, Refused, Report};
 use crate::publisher::{Lane, Publisher};
 use crate::subscription::{Mailbox, Subscriber};
-use crate::topology::{self, Declarer};
+use crate::topology;
 
 /// The least that is fetched ahead, so that a server of one handler does not wait for the network each time.
 const LEAST_PREFETCH: u32 = 16;

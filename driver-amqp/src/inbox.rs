@@ -13,11 +13,12 @@ use tokio::time::sleep;
 
 use crate::config::Settings;
 use crate::connection::{Connection, LinkState, Session, Stage, stopped};
+use crate::declare::Declarer;
 use crate::error::{Fault, topology_failed};
 use crate::link::within;
 use crate::outgoing::Events;
 use crate::properties;
-use crate::topology::{Declarer, Queue, consumer_arguments};
+use crate::topology::{Queue, consumer_arguments};
 
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 

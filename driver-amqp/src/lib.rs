@@ -11,13 +11,16 @@ mod acks;
 mod config;
 mod confirms;
 mod connection;
+mod declare;
 mod driver;
 mod error;
 mod guard;
 mod inbox;
 mod link;
 mod listener;
+mod options;
 mod outgoing;
+mod plain;
 mod properties;
 mod publisher;
 mod reactor;
@@ -26,7 +29,7 @@ mod topology;
 
 use messaging_core::registry::DriverRegistration;
 
-pub use config::OPTIONS;
+pub use options::OPTIONS;
 
 /// This driver, for [`messaging_core::registry::register_driver()`] where linking alone does not register it.
 pub static DRIVER: DriverRegistration = DriverRegistration {

@@ -3,43 +3,35 @@
 //! A lane is a bounded queue and, while the sending connection is up, one channel. Requests that are reported only
 //! when they fail go without confirms, since their reply is the confirmation; everything else is confirmed.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{Channel, Confirmation};
-use messaging_core::driver::{Address, SendId};
 use messaging_core::{ErrorKind, Outcome, Result};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::config::Settings;
-use crate::confirms::{Collector, account};
+use crate::confirms::Collector;
 use crate::connection::{Connection, LinkState, Session, Stage, stopped};
+use crate::declare::Declarer;
 use crate::error::Fault;
 use crate::link::within;
-use crate::outgoing::{Events, Outgoing, Queue, Report};
+use crate::outgoing::{Events, Outgoing, Queue};
+use crate::plain::{Plain, poll_once};
 use crate::properties;
-use crate::topology::{Declarer, Needs, Route};
+use crate::topology::{Needs, Route};
 
 /// Messages handed over and not confirmed.
 const WINDOW: usize = 1_000;
 const WINDOW_BYTES: usize = 64 << 20;
 /// Messages published between two looks at anything else.
 const BATCH: usize = 64;
-/// On a channel without confirms, how much may wait inside lapin for the socket.
-const UNWRITTEN: usize = 2_048;
-const UNWRITTEN_BYTES: usize = 16 << 20;
-/// How many sends a plain channel remembers, to tell the address of what is returned.
-const REMEMBERED: usize = 8_192;
-/// Returns on a plain channel wake nobody: they are looked for at growing intervals after a publish.
-const FIRST_LOOK: Duration = Duration::from_millis(1);
-const LAST_LOOK: Duration = Duration::from_millis(100);
-const LOOK_FOR: Duration = Duration::from_secs(30);
 /// How long a publisher lets this driver's own listeners go first after an outage.
 const COURTESY: Duration = Duration::from_secs(2);
 /// How often confirms that came out of order are looked for.
@@ -460,142 +452,6 @@ impl Desk {
             }
         }
     }
-}
-
-fn poll_once<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
-    future.poll(&mut Context::from_waker(Waker::noop()))
-}
-
-/// The book-keeping of a channel without confirms.
-#[derive(Default)]
-struct Plain {
-    /// One in a while, the write of a publish: by them the publisher notices a socket that takes nothing.
-    marks: VecDeque<Mark>,
-    /// The write of the last publish, if it is not a mark.
-    last: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    since_mark: (usize, usize),
-    unwritten: (usize, usize),
-    /// Who was written to lately, for the account of a return.
-    recent: VecDeque<(SendId, Address)>,
-    look: Option<(Instant, Duration, Instant)>,
-}
-
-struct Mark {
-    write: Pin<Box<dyn Future<Output = ()> + Send>>,
-    messages: usize,
-    bytes: usize,
-}
-
-impl Plain {
-    fn published(
-        &mut self,
-        now: Instant,
-        size: usize,
-        write: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-        item: Outgoing,
-    ) {
-        self.since_mark.0 += 1;
-        self.since_mark.1 = self.since_mark.1.saturating_add(size);
-        let is_mark =
-            self.since_mark.0 >= UNWRITTEN / 16 || self.since_mark.1 >= UNWRITTEN_BYTES / 16;
-        match write {
-            Some(write) if is_mark => {
-                let (messages, bytes) = std::mem::take(&mut self.since_mark);
-                self.unwritten.0 += messages;
-                self.unwritten.1 = self.unwritten.1.saturating_add(bytes);
-                self.marks.push_back(Mark {
-                    write,
-                    messages,
-                    bytes,
-                });
-            }
-            write => self.last = write,
-        }
-        if item.mandatory {
-            if self.recent.len() >= REMEMBERED {
-                self.recent.pop_front();
-            }
-            self.recent.push_back((item.message.send, item.to));
-            self.look = Some((now + FIRST_LOOK, FIRST_LOOK, now + LOOK_FOR));
-        }
-        // Whoever held a receipt would wait for ever: requests with receipts do not take this lane.
-        debug_assert!(!matches!(item.report, Report::Receipt(_)));
-    }
-
-    fn is_congested(&self) -> bool {
-        self.unwritten.0 >= UNWRITTEN || self.unwritten.1 >= UNWRITTEN_BYTES
-    }
-
-    /// Waits until the oldest marked publish is written.
-    async fn oldest(&mut self) {
-        while let Some(mark) = self.marks.front_mut() {
-            mark.write.as_mut().await;
-            self.unwritten.0 -= mark.messages;
-            self.unwritten.1 = self.unwritten.1.saturating_sub(mark.bytes);
-            self.marks.pop_front();
-            if !self.is_congested() {
-                return;
-            }
-        }
-    }
-
-    async fn written(&mut self) {
-        while let Some(mark) = self.marks.front_mut() {
-            mark.write.as_mut().await;
-            self.marks.pop_front();
-        }
-        self.unwritten = (0, 0);
-        if let Some(last) = &mut self.last {
-            last.as_mut().await;
-        }
-        self.last = None;
-    }
-
-    fn next_look(&self) -> Option<Instant> {
-        self.look.map(|(at, ..)| at)
-    }
-
-    /// Reports what the broker returned so far.
-    fn collect_returns(&mut self, channel: &Channel, events: &Events) {
-        let Some((due, interval, end)) = self.look else {
-            return;
-        };
-        let now = Instant::now();
-        if now >= due {
-            let interval = (interval * 2).min(LAST_LOOK);
-            self.look = (now < end).then_some((now + interval, interval, end));
-        }
-        let returned = std::pin::pin!(channel.wait_for_confirms());
-        // Without confirms there is nothing to wait for: the call hands out what was returned.
-        let Poll::Ready(Ok(messages)) = poll_once(returned) else {
-            return;
-        };
-        for message in messages {
-            let (id, why) = account(&message);
-            let Some(id) = id else { continue };
-            let Some(place) = self.recent.iter().rposition(|(send, _)| *send == id) else {
-                tracing::debug!(send = id.0, "a request came back too late to be told");
-                continue;
-            };
-            let Some((_, to)) = self.recent.remove(place) else {
-                continue;
-            };
-            let message = properties::returned(id, message);
-            lost(events, to, message, &why);
-        }
-    }
-}
-
-fn lost(events: &Events, to: Address, message: messaging_core::driver::Message, why: &str) {
-    use messaging_core::driver::{Event, Lost};
-    let reason = format!("nobody has a queue for {to}: {why}");
-    events.event(Event::Lost(Lost {
-        send: message.send,
-        kind: ErrorKind::NoServer,
-        outcome: Outcome::NotSent,
-        reason,
-        returned: Some(Box::new((to, message))),
-    }));
 }
 
 async fn open(session: &Session, lane: Lane) -> Result<Channel, Fault> {

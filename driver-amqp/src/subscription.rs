@@ -17,9 +17,10 @@ use tokio::time::{sleep, sleep_until};
 use crate::acks::{AckWriter, Acks};
 use crate::config::Settings;
 use crate::connection::{Connection, Replay, Session, Stage, stopped};
+use crate::declare::Declarer;
 use crate::error::{Fault, topology_failed};
 use crate::link::within;
-use crate::topology::{Declarer, Queue, consumer_arguments};
+use crate::topology::{Queue, consumer_arguments};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);

@@ -1,22 +1,14 @@
-//! Exchanges, queues and bindings: their names, flags and arguments, and how they are declared.
-//!
-//! Whatever can fail is declared on a channel made for it: a refusal closes the channel, and on a channel with
-//! deliveries under way lapin lets the whole connection go down with it.
+//! Exchanges, queues and bindings: their names, flags and arguments.
 
 use std::sync::Arc;
 
-use lapin::options::{
-    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
-};
+use lapin::ExchangeKind;
 use lapin::types::{AMQPValue, FieldTable, LongString};
-use lapin::{Channel, ExchangeKind};
-use messaging_core::driver::{Address, NotificationBinding, Presence};
+use messaging_core::driver::{Address, NotificationBinding};
 use messaging_core::target::check_name;
 use messaging_core::{Error, ErrorKind, Result};
 
 use crate::config::{Profile, Settings};
-use crate::error::{Fault, code, topology_failed};
-use crate::link::{Link, within};
 
 const LONGEST_NAME: usize = 255;
 
@@ -116,6 +108,14 @@ fn check(what: &str, name: &str) -> Result<()> {
             "the {what} begins with \"amq.\", which RabbitMQ keeps for itself"
         )));
     }
+    // Exchanges are named, topics and servers are words of a binding key, where these two match everything.
+    if what != "exchange"
+        && let Some(word) = name.split('.').find(|word| matches!(*word, "#" | "*"))
+    {
+        return Err(invalid(format!(
+            "the {what} has \"{word}\" as a word, which RabbitMQ takes for a wildcard: choose another name"
+        )));
+    }
     Ok(())
 }
 
@@ -148,25 +148,25 @@ fn fanout_exchange(topic: &str) -> Result<String> {
 /// An exchange as it is declared.
 #[derive(Debug, Clone)]
 pub(crate) struct Exchange {
-    name: String,
-    kind: ExchangeKind,
-    durable: bool,
-    auto_delete: bool,
+    pub(crate) name: String,
+    pub(crate) kind: ExchangeKind,
+    pub(crate) durable: bool,
+    pub(crate) auto_delete: bool,
 }
 
 /// A queue as it is declared, with its bindings.
 #[derive(Debug, Clone)]
 pub(crate) struct Queue {
     pub(crate) name: String,
-    durable: bool,
-    auto_delete: bool,
-    expires: Option<u32>,
-    bindings: Vec<(Exchange, String)>,
+    pub(crate) durable: bool,
+    pub(crate) auto_delete: bool,
+    pub(crate) expires: Option<u32>,
+    pub(crate) bindings: Vec<(Exchange, String)>,
     /// It is this process's alone, so that it is deleted on a clean end.
     pub(crate) private: bool,
 }
 
-fn topic_exchange(settings: &Settings, name: &str) -> Exchange {
+pub(crate) fn topic_exchange(settings: &Settings, name: &str) -> Exchange {
     Exchange {
         name: name.to_owned(),
         kind: ExchangeKind::Topic,
@@ -175,7 +175,7 @@ fn topic_exchange(settings: &Settings, name: &str) -> Exchange {
     }
 }
 
-fn fanout(settings: &Settings, name: String) -> Exchange {
+pub(crate) fn fanout(settings: &Settings, name: String) -> Exchange {
     Exchange {
         name,
         kind: ExchangeKind::Fanout,
@@ -266,6 +266,18 @@ pub(crate) fn notification_queues(
     Ok(queues)
 }
 
+/// The queue a sender of notifications declares, so that nothing is lost before anybody listens.
+pub(crate) fn sender_queue(settings: &Settings, exchange: &str, key: &str) -> Queue {
+    Queue {
+        name: key.to_owned(),
+        durable: settings.durable,
+        auto_delete: settings.auto_delete,
+        expires: None,
+        bindings: vec![(topic_exchange(settings, exchange), key.to_owned())],
+        private: false,
+    }
+}
+
 /// The queue replies come back to.
 pub(crate) fn reply_queue(settings: &Settings, unique: &str) -> Queue {
     Queue {
@@ -276,270 +288,6 @@ pub(crate) fn reply_queue(settings: &Settings, unique: &str) -> Queue {
         bindings: Vec::new(),
         private: true,
     }
-}
-
-/// Declares on throw-away channels of one link, with the fallbacks of the profile.
-pub(crate) struct Declarer<'a> {
-    link: &'a Link,
-    profile: Profile,
-    channel: Option<Channel>,
-}
-
-impl<'a> Declarer<'a> {
-    pub(crate) fn new(link: &'a Link, settings: &Settings) -> Self {
-        Self {
-            link,
-            profile: settings.profile,
-            channel: None,
-        }
-    }
-
-    /// Gives the channel back.
-    pub(crate) async fn finish(mut self) {
-        if let Some(channel) = self.channel.take() {
-            let _ = within(channel.close(200, "done".into())).await;
-        }
-    }
-
-    /// Declares a queue with its exchanges and bindings.
-    pub(crate) async fn queue(&mut self, queue: &Queue) -> Result<()> {
-        for (exchange, _) in &queue.bindings {
-            self.exchange(exchange).await?;
-        }
-        let failed = |fault: &Fault| {
-            topology_failed(&format!("declaring queue {}", shown(&queue.name)), fault)
-        };
-        match self.try_queue(queue, queue.durable, false).await {
-            Ok(()) => {}
-            Err(fault)
-                if self.profile == Profile::Oslo
-                    && queue.durable
-                    && fault.is_durable_mismatch() =>
-            {
-                self.try_queue(queue, false, false)
-                    .await
-                    .map_err(|fault| failed(&fault))?;
-            }
-            Err(fault) if self.profile == Profile::Durable && fault.is_adoptable_mismatch() => {
-                tracing::warn!(queue = %shown(&queue.name), reason = %fault, "queue exists with other arguments, it is used as it is");
-                self.try_queue(queue, queue.durable, true)
-                    .await
-                    .map_err(|fault| failed(&fault))?;
-            }
-            Err(fault) => return Err(failed(&fault)),
-        }
-        for (exchange, key) in &queue.bindings {
-            let channel = self.channel().await.map_err(|fault| failed(&fault))?;
-            let bound = within(channel.queue_bind(
-                queue.name.as_str().into(),
-                exchange.name.as_str().into(),
-                key.as_str().into(),
-                QueueBindOptions::default(),
-                FieldTable::default(),
-            ))
-            .await;
-            if let Err(fault) = bound {
-                self.channel = None;
-                return Err(topology_failed(
-                    &format!("binding queue {}", shown(&queue.name)),
-                    &fault,
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// Declares what a publisher needs for this route.
-    pub(crate) async fn route(&mut self, route: &Route, settings: &Settings) -> Result<()> {
-        match route.needs {
-            Needs::Nothing => Ok(()),
-            Needs::TopicExchange => {
-                self.exchange(&topic_exchange(settings, &route.exchange))
-                    .await
-            }
-            Needs::FanoutExchange => {
-                self.exchange(&fanout(settings, route.exchange.to_string()))
-                    .await
-            }
-            Needs::NotificationQueue => {
-                self.queue(&Queue {
-                    name: route.key.to_string(),
-                    durable: settings.durable,
-                    auto_delete: settings.auto_delete,
-                    expires: None,
-                    bindings: vec![(
-                        topic_exchange(settings, &route.exchange),
-                        route.key.to_string(),
-                    )],
-                    private: false,
-                })
-                .await
-            }
-        }
-    }
-
-    /// Deletes a queue, if it is there.
-    pub(crate) async fn delete(&mut self, queue: &str) -> Result<(), Fault> {
-        let channel = self.channel().await?;
-        let deleted =
-            within(channel.queue_delete(queue.into(), QueueDeleteOptions::default())).await;
-        if deleted.is_err() {
-            self.channel = None;
-        }
-        deleted.map(drop)
-    }
-
-    /// Says who receives from an address.
-    pub(crate) async fn inspect(&mut self, to: &Address) -> Result<Presence> {
-        let route = route(to)?;
-        let channel = self
-            .channel()
-            .await
-            .map_err(|fault| topology_failed("inspecting", &fault))?;
-        let answer = if route.needs == Needs::FanoutExchange {
-            within(channel.exchange_declare(
-                (&*route.exchange).into(),
-                ExchangeKind::Fanout,
-                ExchangeDeclareOptions {
-                    passive: true,
-                    ..ExchangeDeclareOptions::default()
-                },
-                FieldTable::default(),
-            ))
-            .await
-            .map(|()| {
-                let mut presence = Presence::default();
-                presence.exists = Some(true);
-                presence
-            })
-        } else {
-            within(channel.queue_declare(
-                (&*route.key).into(),
-                QueueDeclareOptions {
-                    passive: true,
-                    ..QueueDeclareOptions::default()
-                },
-                FieldTable::default(),
-            ))
-            .await
-            .map(|queue| {
-                let mut presence = Presence::default();
-                presence.exists = Some(true);
-                presence.servers = Some(queue.consumer_count());
-                presence.waiting = Some(queue.message_count().into());
-                presence
-            })
-        };
-        match answer {
-            Ok(presence) => Ok(presence),
-            Err(fault) => {
-                self.channel = None;
-                if fault.code() == Some(code::NOT_FOUND) {
-                    let mut presence = Presence::default();
-                    presence.exists = Some(false);
-                    return Ok(presence);
-                }
-                Err(topology_failed("inspecting", &fault))
-            }
-        }
-    }
-
-    async fn exchange(&mut self, exchange: &Exchange) -> Result<()> {
-        let failed = |fault: &Fault| {
-            topology_failed(
-                &format!("declaring exchange {}", shown(&exchange.name)),
-                fault,
-            )
-        };
-        match self.try_exchange(exchange, exchange.durable, false).await {
-            Ok(()) => Ok(()),
-            Err(fault)
-                if self.profile == Profile::Oslo
-                    && exchange.durable
-                    && fault.is_durable_mismatch() =>
-            {
-                self.try_exchange(exchange, false, false)
-                    .await
-                    .map_err(|fault| failed(&fault))
-            }
-            Err(fault) if self.profile == Profile::Durable && fault.is_adoptable_mismatch() => {
-                tracing::warn!(exchange = %shown(&exchange.name), reason = %fault, "exchange exists with other flags, it is used as it is");
-                self.try_exchange(exchange, exchange.durable, true)
-                    .await
-                    .map_err(|fault| failed(&fault))
-            }
-            Err(fault) => Err(failed(&fault)),
-        }
-    }
-
-    async fn try_exchange(
-        &mut self,
-        exchange: &Exchange,
-        durable: bool,
-        passive: bool,
-    ) -> Result<(), Fault> {
-        let channel = self.channel().await?;
-        let declared = within(channel.exchange_declare(
-            exchange.name.as_str().into(),
-            exchange.kind.clone(),
-            ExchangeDeclareOptions {
-                passive,
-                durable,
-                auto_delete: exchange.auto_delete,
-                internal: false,
-                nowait: false,
-            },
-            FieldTable::default(),
-        ))
-        .await;
-        if declared.is_err() {
-            self.channel = None;
-        }
-        declared
-    }
-
-    async fn try_queue(
-        &mut self,
-        queue: &Queue,
-        durable: bool,
-        passive: bool,
-    ) -> Result<(), Fault> {
-        let mut arguments = FieldTable::default();
-        if let Some(expires) = queue.expires {
-            arguments.insert("x-expires".into(), AMQPValue::LongLongInt(expires.into()));
-        }
-        let channel = self.channel().await?;
-        let declared = within(channel.queue_declare(
-            queue.name.as_str().into(),
-            QueueDeclareOptions {
-                passive,
-                durable,
-                exclusive: false,
-                auto_delete: queue.auto_delete,
-                nowait: false,
-            },
-            arguments,
-        ))
-        .await;
-        if declared.is_err() {
-            self.channel = None;
-        }
-        declared.map(drop)
-    }
-
-    async fn channel(&mut self) -> Result<Channel, Fault> {
-        if let Some(channel) = &self.channel {
-            return Ok(channel.clone());
-        }
-        let channel = self.link.channel().await?;
-        self.channel = Some(channel.clone());
-        Ok(channel)
-    }
-}
-
-/// A name that a user or a stranger chose, fit for a log.
-fn shown(name: &str) -> String {
-    name.escape_debug().to_string()
 }
 
 /// The arguments of a consumer.

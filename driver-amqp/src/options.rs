@@ -1,0 +1,233 @@
+//! The table of options, under the names oslo.messaging gives them.
+
+use messaging_core::options::{OptionGroup, OptionKind, OptionSpec};
+
+/// The options of `rabbit://`, `kombu://`, `amqp://` and `amqps://`, under the names oslo.messaging gives them.
+pub static OPTIONS: OptionGroup = OptionGroup {
+    name: "oslo_messaging_rabbit",
+    options: &[
+        option(
+            "profile",
+            OptionKind::Choice(&["oslo", "durable"]),
+            None,
+            "`oslo`: exactly the exchanges and queues of oslo.messaging; `durable`: durable ones that RabbitMQ 4 accepts; without it the scheme decides",
+        ),
+        boolean(
+            "amqp_durable_queues",
+            "topic exchanges and queues survive a restart of the broker",
+        ),
+        boolean(
+            "amqp_auto_delete",
+            "topic exchanges and queues go with their last user",
+        ),
+        integer(
+            "rpc_conn_pool_size",
+            1,
+            100_000,
+            "30",
+            "ignored: there is one sending connection",
+        ),
+        integer(
+            "conn_pool_min_size",
+            0,
+            100_000,
+            "2",
+            "ignored: there is one sending connection",
+        ),
+        integer(
+            "conn_pool_ttl",
+            0,
+            i64::MAX,
+            "1200",
+            "ignored: there is one sending connection",
+        ),
+        boolean("ssl", "TLS; not built yet, so that true is refused"),
+        text("ssl_version", "only read with ssl=true"),
+        text("ssl_key_file", "only read with ssl=true"),
+        text("ssl_cert_file", "only read with ssl=true"),
+        text("ssl_ca_file", "only read with ssl=true"),
+        option(
+            "ssl_enforce_hostname_verification",
+            OptionKind::Bool,
+            Some("true"),
+            "only read with ssl=true",
+        ),
+        boolean("ssl_enforce_fips_mode", "only read with ssl=true"),
+        seconds(
+            "kombu_reconnect_delay",
+            "1.0",
+            "ignored: the back-off has full jitter, up to rabbit_interval_max",
+        ),
+        seconds(
+            "kombu_reconnect_splay",
+            "0.0",
+            "ignored: the back-off has full jitter, up to rabbit_interval_max",
+        ),
+        text(
+            "kombu_compression",
+            "compression of what is sent; not built yet, so that any value is refused; compressed messages are read",
+        ),
+        integer(
+            "kombu_missing_consumer_retry_timeout",
+            0,
+            i64::MAX,
+            "60",
+            "ignored: the RPC server decides how long a reply is sent again",
+        ),
+        option(
+            "kombu_failover_strategy",
+            OptionKind::Choice(&["round-robin", "shuffle"]),
+            Some("round-robin"),
+            "how the next host is chosen; the list is shuffled once either way",
+        ),
+        option(
+            "rabbit_login_method",
+            OptionKind::Choice(&["AMQPLAIN", "PLAIN", "EXTERNAL", "RABBIT-CR-DEMO"]),
+            Some("AMQPLAIN"),
+            "the SASL mechanism: AMQPLAIN or PLAIN",
+        ),
+        integer(
+            "rabbit_retry_interval",
+            1,
+            86_400,
+            "1",
+            "ignored: the back-off starts at 50 ms",
+        ),
+        integer(
+            "rabbit_retry_backoff",
+            0,
+            86_400,
+            "2",
+            "ignored: the back-off doubles",
+        ),
+        integer(
+            "rabbit_interval_max",
+            1,
+            86_400,
+            "30",
+            "the longest pause between two attempts to connect, in seconds; 10 unless it is set",
+        ),
+        boolean(
+            "rabbit_ha_queues",
+            "x-ha-policy; not built, so that true is refused",
+        ),
+        boolean(
+            "rabbit_quorum_queue",
+            "quorum queues; not built yet, so that true is refused",
+        ),
+        boolean(
+            "rabbit_transient_quorum_queue",
+            "quorum queues for replies and fanout; not built yet, so that true is refused",
+        ),
+        integer(
+            "rabbit_quorum_delivery_limit",
+            0,
+            i64::MAX,
+            "0",
+            "only read with quorum queues",
+        ),
+        integer(
+            "rabbit_quorum_max_memory_length",
+            0,
+            i64::MAX,
+            "0",
+            "only read with quorum queues",
+        ),
+        integer(
+            "rabbit_quorum_max_memory_bytes",
+            0,
+            i64::MAX,
+            "0",
+            "only read with quorum queues",
+        ),
+        integer(
+            "rabbit_transient_queues_ttl",
+            0,
+            // The broker takes at most 2^32 - 1 milliseconds.
+            4_294_967,
+            "1800",
+            "seconds after which an unused reply or fanout queue is deleted; 0: never",
+        ),
+        integer(
+            "rabbit_qos_prefetch_count",
+            0,
+            65_535,
+            "0",
+            "deliveries fetched per queue and not yet accepted; 0: twice the concurrency, at least 16",
+        ),
+        integer(
+            "heartbeat_timeout_threshold",
+            0,
+            65_535,
+            "60",
+            "seconds of silence after which the link counts as lost; 0: the broker decides",
+        ),
+        integer(
+            "heartbeat_rate",
+            1,
+            1_000,
+            "3",
+            "ignored: a heartbeat is sent every half threshold",
+        ),
+        option(
+            "direct_mandatory_flag",
+            OptionKind::Bool,
+            Some("true"),
+            "ignored: replies are always sent as mandatory",
+        ),
+        boolean(
+            "enable_cancel_on_failover",
+            "consumers are cancelled when a mirrored queue fails over (x-cancel-on-ha-failover)",
+        ),
+        boolean(
+            "use_queue_manager",
+            "stable names of private queues; not built yet, so that true is refused",
+        ),
+        text("hostname", "only read with use_queue_manager"),
+        text("processname", "only read with use_queue_manager"),
+        boolean(
+            "rabbit_stream_fanout",
+            "one stream for fanout; not built yet, so that true is refused",
+        ),
+    ],
+};
+
+const fn option(
+    name: &'static str,
+    kind: OptionKind,
+    default: Option<&'static str>,
+    help: &'static str,
+) -> OptionSpec {
+    OptionSpec {
+        name,
+        kind,
+        default,
+        help,
+    }
+}
+
+const fn boolean(name: &'static str, help: &'static str) -> OptionSpec {
+    option(name, OptionKind::Bool, Some("false"), help)
+}
+
+const fn text(name: &'static str, help: &'static str) -> OptionSpec {
+    option(name, OptionKind::Text, None, help)
+}
+
+const fn integer(
+    name: &'static str,
+    min: i64,
+    max: i64,
+    default: &'static str,
+    help: &'static str,
+) -> OptionSpec {
+    option(name, OptionKind::Int { min, max }, Some(default), help)
+}
+
+const fn seconds(name: &'static str, default: &'static str, help: &'static str) -> OptionSpec {
+    let kind = OptionKind::Seconds {
+        min: 0.0,
+        max: 86_400.0,
+    };
+    option(name, kind, Some(default), help)
+}
