@@ -91,26 +91,25 @@ async fn what_waited_past_its_deadline_is_dropped_counted_and_not_run() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_wrong_by_a_second_does_not_expire_a_request() {
+async fn a_clock_that_is_wrong_does_not_expire_a_request() {
     let url = without_ttl("skew");
     let transport = Transport::connect(&url).await.unwrap();
     let gate = Gate::default();
     gate.open();
     let server = gated(&transport, &gate).start().await.unwrap();
     let peer = Raw::open(&url);
-    let now = i64::try_from(unix_ms_now()).unwrap();
     // How far the caller's clock is off, the time it gives, and whether the request runs.
     for (skew, budget, runs) in [
-        (-1_500, 1_000, true),
-        (1_500, 1_000, true),
-        (3_600_000, 1_000, true),
-        (-60_000, 1_000, false),
+        (-1_950, 1_900, true),
+        (1_500, 10_000, true),
+        (3_600_000, 10_000, true),
+        (-60_000, 10_000, false),
         (0, 0, false),
         (0, -5, false),
         (3_600_000, 0, false),
     ] {
         let before = server.counters();
-        let sent = now + skew;
+        let sent = i64::try_from(unix_ms_now()).unwrap() + skew;
         let id = unique("caller-of-its-own");
         let inner = json!({"method": "left", "args": {}, "_unique_id": format!("{id:-<32}"),
                            "_x_sent": sent, "_x_deadline": sent + budget});
