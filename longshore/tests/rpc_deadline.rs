@@ -68,7 +68,6 @@ async fn what_waited_past_its_deadline_is_dropped_counted_and_not_run() {
     ] {
         let error = client.call::<()>("wait").timeout(short).await.unwrap_err();
         assert_eq!(kinds(&error), (ErrorKind::Timeout, Outcome::Unknown));
-        assert!(error.to_string().contains("one server receives"), "{error}");
     }
     let cast = known.cast("wait").expires_in(short);
     cast.await.unwrap();
