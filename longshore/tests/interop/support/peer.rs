@@ -32,7 +32,7 @@ pub(crate) struct Peer {
     next: AtomicU64,
     waiting: Waiting,
     stdin: tokio::sync::Mutex<ChildStdin>,
-    child: Child,
+    _child: Child,
 }
 
 impl Peer {
@@ -90,7 +90,7 @@ impl Peer {
             next: AtomicU64::new(1),
             waiting,
             stdin: tokio::sync::Mutex::new(stdin),
-            child,
+            _child: child,
         }
     }
 
@@ -139,11 +139,6 @@ impl Peer {
         let request = json!({"op": "get", "queue": queue, "seconds": 10});
         let mut answer = self.ask(request).await;
         Some(answer["message"].take()).filter(|message| !message.is_null())
-    }
-
-    /// The process id.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id().unwrap()
     }
 }
 
