@@ -178,7 +178,8 @@ impl Verb {
     /// What is logged when nobody says: a server runs unattended, whereas the error of a request says it all.
     pub(crate) fn default_log(&self) -> &'static str {
         match self {
-            Self::Serve(_) => "warn",
+            // lapin reports by its log what the driver reports by errors, bodies included.
+            Self::Serve(_) => "warn,lapin=off",
             _ => "off",
         }
     }

@@ -520,12 +520,19 @@ pub struct Presence {
 
 impl fmt::Display for Presence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let waiting = |n| {
+            if n == 1 {
+                "1 message waits".to_owned()
+            } else {
+                format!("{n} messages wait")
+            }
+        };
         match (self.exists, self.servers, self.waiting) {
             (Some(false), _, _) => f.write_str("nobody has ever served this address"),
-            (_, Some(0), Some(n)) => write!(f, "no server receives from it now, {n} messages wait"),
+            (_, Some(0), Some(n)) => write!(f, "no server receives from it now, {}", waiting(n)),
             (_, Some(0), None) => f.write_str("no server receives from it now"),
-            (_, Some(1), Some(n)) => write!(f, "one server receives from it, {n} messages wait"),
-            (_, Some(s), Some(n)) => write!(f, "{s} servers receive from it, {n} messages wait"),
+            (_, Some(1), Some(n)) => write!(f, "one server receives from it, {}", waiting(n)),
+            (_, Some(s), Some(n)) => write!(f, "{s} servers receive from it, {}", waiting(n)),
             (_, Some(1), None) => f.write_str("one server receives from it"),
             (_, Some(s), None) => write!(f, "{s} servers receive from it"),
             _ => f.write_str("who serves it is not known"),

@@ -146,17 +146,18 @@ pub struct RemoteError {
 }
 
 impl RemoteError {
-    /// A remote failure of the given class, without arguments or traceback.
+    /// A remote failure of the given class, with the message as its one argument and without a traceback.
     pub fn new(
         module: impl Into<String>,
         class: impl Into<String>,
         message: impl Into<String>,
     ) -> Self {
+        let message = message.into();
         Self {
             class: class.into(),
             module: module.into(),
-            message: message.into(),
-            args: Vec::new(),
+            args: vec![message.clone().into()],
+            message,
             kwargs: serde_json::Map::new(),
             traceback: Vec::new(),
         }

@@ -25,16 +25,14 @@ impl Failure {
         Self::of_module("builtins", class, message)
     }
 
-    /// A failure of a class in a module of the application, with the message as its one argument.
+    /// A failure of a class in a module of the application, with the message as its one argument. A Python caller
+    /// gets the class itself only if its `allowed_remote_exmods` has the module, else `oslo_messaging.RemoteError`.
     pub fn of_module(
         module: impl Into<String>,
         class: impl Into<String>,
         message: impl Into<String>,
     ) -> Self {
-        let message = message.into();
-        let mut remote = RemoteError::new(module, class, message.clone());
-        remote.args.push(message.into());
-        remote.into()
+        RemoteError::new(module, class, message).into()
     }
 
     /// The same failure as one the method is known to raise: the server logs it at debug level only.
@@ -46,8 +44,7 @@ impl Failure {
 
     pub(crate) fn of_kind(kind: ErrorKind, message: String) -> Self {
         let (module, class) = class_of(kind);
-        let mut remote = RemoteError::new(module, class, message.clone());
-        remote.args.push(message.into());
+        let remote = RemoteError::new(module, class, message);
         Self {
             kind,
             remote: Some(Box::new(remote)),
@@ -90,8 +87,7 @@ impl Failure {
         } else {
             format!("{method} failed; the server's log says why")
         };
-        let mut remote = RemoteError::new("builtins", "RuntimeError", text.clone());
-        remote.args.push(text.into());
+        let remote = RemoteError::new("builtins", "RuntimeError", text);
         (remote, kind)
     }
 

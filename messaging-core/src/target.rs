@@ -17,7 +17,7 @@ pub struct Target {
     pub topic: Option<Arc<str>>,
     /// A set of methods on a server.
     pub namespace: Option<Arc<str>>,
-    /// The version of that set of methods: what a client asks for, what an endpoint implements.
+    /// The version of that set of methods that a client asks for.
     pub version: Option<Version>,
     /// One server of the topic.
     pub server: Option<Arc<str>>,
@@ -80,7 +80,7 @@ pub const MAX_NAME: usize = 200;
 /// [`ErrorKind::InvalidTarget`] naming `what`, when it is empty, too long, or holds control characters.
 pub fn check_name(what: &str, name: &str) -> Result<()> {
     let fault = if name.is_empty() {
-        "is empty".to_owned()
+        "has no name: give it one".to_owned()
     } else if name.len() > MAX_NAME {
         format!(
             "is {} bytes long, at most {MAX_NAME} are allowed",

@@ -116,7 +116,8 @@ impl RpcClient {
         self.with(|settings| settings.retry = retry)
     }
 
-    /// Calls fail when the server is not heard of for this long (2 s at least), however far the deadline is.
+    /// Calls fail when the server is not heard of for this long, however far the deadline is. An
+    /// interval below 2 s is refused by the request with [`ErrorKind::Config`].
     pub fn monitor(self, every: Option<Duration>) -> Self {
         self.with(|settings| settings.monitor = every)
     }

@@ -25,7 +25,8 @@ pub(crate) enum Invocation {
 /// An async handler of a router with state `S`: `async fn(Context, A) -> Result<R, Failure>`, with an
 /// `Arc<S>` before the context where it wants the state, and without `A` where it takes no arguments.
 ///
-/// `A` is deserialized from the object of keyword arguments, `R` serialized as the result. It is implemented for
+/// `A` is deserialized from the object of keyword arguments, `R` serialized as the result. Names that `A` does not have
+/// are ignored, unless it is `#[serde(deny_unknown_fields)]`; a handler without arguments takes none. It is implemented for
 /// functions and closures; `M` only tells the forms apart.
 pub trait Handler<S, M>: Send + Sync + 'static {
     /// Starts the handler. Part of the crate's inside; applications do not call it.

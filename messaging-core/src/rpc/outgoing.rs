@@ -18,7 +18,7 @@ use crate::park;
 use crate::rpc::client::{Nobody, Retry, Settings};
 use crate::rpc::{call, cast};
 use crate::serializer::Serializer;
-use crate::target::Version;
+use crate::target::{Version, check_name};
 use crate::transport::Transport;
 use crate::wire::CallerContext;
 
@@ -135,12 +135,7 @@ impl Outgoing {
         if let Some(fault) = self.fault.take() {
             return Err(fault);
         }
-        if self.method.is_empty() {
-            return Err(Error::not_sent(
-                ErrorKind::InvalidTarget,
-                "the method has no name",
-            ));
-        }
+        check_name("method", &self.method)?;
         let mut args = std::mem::take(&mut self.args);
         args.push_str(if args.is_empty() { "{}" } else { "}" });
         let Some(serializer) = self.settings.serializer.clone() else {
@@ -287,7 +282,8 @@ impl<R: DeserializeOwned> Call<R> {
 
     request_builder!();
 
-    /// Fails when the server is not heard of for this long (2 s at least), however far the deadline is.
+    /// Fails when the server is not heard of for this long, however far the deadline is. An
+    /// interval below 2 s is refused by the request with [`ErrorKind::Config`].
     pub fn monitor(mut self, every: Duration) -> Self {
         self.outgoing
             .with(|settings| settings.monitor = Some(every));
@@ -341,7 +337,7 @@ impl Cast {
 
     request_builder!();
 
-    /// Sends to every server of the topic. It is no failure if there are none.
+    /// Sends to every server of the topic, whatever server the target names. It is no failure if there are none.
     pub fn fanout(mut self) -> Self {
         self.outgoing.with(|settings| settings.target.fanout = true);
         self

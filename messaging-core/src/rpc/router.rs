@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::failure::Failure;
 use crate::rpc::access::AccessPolicy;
 use crate::rpc::handler::{Handler, Invocation, PlainHandler};
-use crate::target::Version;
+use crate::target::{Version, check_name};
 use crate::wire::RequestVersion;
 
 /// The methods of a server.
@@ -81,7 +81,7 @@ impl<S: Send + Sync + 'static> Router<S> {
     #[must_use]
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
         let namespace = namespace.into();
-        if let Err(fault) = crate::target::check_name("namespace", &namespace) {
+        if let Err(fault) = check_name("namespace", &namespace) {
             self.fault.get_or_insert(fault);
         }
         self.endpoint().namespaces[0] = Some(namespace);
@@ -150,6 +150,9 @@ impl<S: Send + Sync + 'static> Router<S> {
     }
 
     fn add(mut self, name: String, call: Call) -> Self {
+        if let Err(fault) = check_name("method", &name) {
+            self.fault.get_or_insert(fault);
+        }
         if self.endpoint().methods.contains_key(&name) {
             self.fault.get_or_insert(Error::config(format!(
                 "method \"{name}\" is added to a router twice"

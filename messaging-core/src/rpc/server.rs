@@ -122,7 +122,14 @@ impl RpcServerBuilder {
         self
     }
 
-    /// How errors of type `E` that handlers return cross to the caller.
+    /// How errors of type `E` that handlers return cross to the caller. The first entry for a type counts.
+    ///
+    /// ```ignore
+    /// .map_error(|e: &StackNotFound| RemoteError::new("heat.common.exception", "StackNotFound", e.to_string()))
+    /// ```
+    ///
+    /// A Python caller gets the class itself only if its `allowed_remote_exmods` has the module, else
+    /// `oslo_messaging.RemoteError`.
     pub fn map_error<E: StdError + 'static>(
         mut self,
         map: impl Fn(&E) -> RemoteError + Send + Sync + 'static,
@@ -156,7 +163,8 @@ impl RpcServerBuilder {
         self
     }
 
-    /// Starts the server. A request sent after this returned is received.
+    /// Starts the server. A request sent after this returned is received. It waits for the link as long as the
+    /// transport's default timeout.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidTarget`] without a topic and a server name; [`ErrorKind::Config`] for an unknown executor,
@@ -218,7 +226,16 @@ impl RpcServerBuilder {
             prefetch,
             ack: self.ack,
         };
-        let listener = transport.driver().listen(subscription, options).await?;
+        let deadline = deadline_in(transport.settings().timeout);
+        let listener =
+            match park::before(deadline, transport.driver().listen(subscription, options)).await {
+                Some(listener) => listener?,
+                None => {
+                    return Err(
+                        transport.no_link("the server's subscription could not be made in time")
+                    );
+                }
+            };
         let pump_runtime = transport.pump_runtime()?;
         let (stop, stopping) = watch::channel(None);
         let (ended, end) = watch::channel(None);
@@ -304,7 +321,7 @@ fn choose(
             Some(_) => {
                 let limit = limit.map_or(0, NonZeroU32::get);
                 return Err(Error::config(format!(
-                    "a concurrency of {wanted} was asked for, the executor can give {limit}: leave it out or choose another executor"
+                    "a concurrency of {wanted} was asked for, the executor of server {server} can give {limit}: leave it out or choose another executor"
                 )));
             }
             None => {
@@ -428,7 +445,8 @@ pub struct Drained {
 }
 
 impl RpcServer {
-    /// A builder for the server of a target with a topic and a server name.
+    /// A builder for the server of a target with a topic and a server name. Namespace, version and fanout of the
+    /// target are not used: those of the router count.
     pub fn builder<S: Send + Sync + 'static>(
         transport: &Transport,
         target: Target,

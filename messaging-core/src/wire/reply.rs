@@ -180,6 +180,7 @@ const MAX_ARGS: usize = 64 * 1024;
 /// Reads a failure, whatever it is: that the call failed is certain, so nothing here is an error.
 fn remote_error(value: &str) -> RemoteError {
     let mut error = RemoteError::new("", "Exception", "");
+    error.args.clear();
     // Python puts half surrogate pairs into the names of files that are not UTF-8, and those into messages.
     let value = whole_surrogates(value);
     let text = as_string(&value).unwrap_or(Cow::Borrowed(&value));

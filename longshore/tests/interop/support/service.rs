@@ -82,6 +82,7 @@ fn fail(kind: &str) -> Failure {
         "unheard_class" => Failure::of_module("service_errors", "NoSuchClass", "what"),
         "bad_kwargs" => {
             let mut remote = RemoteError::new("builtins", "ValueError", "odd");
+            remote.args.clear();
             remote.kwargs.insert("odd".into(), 1.into());
             remote.into()
         }
@@ -152,6 +153,7 @@ pub(crate) fn standard(
     let target = Target::topic(topic).server(name);
     let builder = RpcServer::builder(transport, target, router).map_error(|error: &OutOfDisk| {
         let mut remote = RemoteError::new("service_errors", "OutOfDisk", error.to_string());
+        remote.args.clear();
         remote.kwargs = json!({"host": error.host, "free": error.free})
             .as_object()
             .cloned()
