@@ -141,8 +141,12 @@ impl Pending {
         let Some(slot) = slots.all.get_mut(index as usize) else {
             return false;
         };
-        if !slot.used || slot.generation != generation || slot.messages.len() >= MESSAGES_PER_SLOT {
+        if !slot.used || slot.generation != generation {
             return false;
+        }
+        // The oldest goes: heartbeats nobody looked at make room for the reply that ends them.
+        if slot.messages.len() >= MESSAGES_PER_SLOT {
+            slot.messages.pop_front();
         }
         slot.messages.push_back(message);
         let waker = slot.waker.take();
@@ -326,11 +330,20 @@ mod tests {
     #[tokio::test]
     async fn a_slot_holds_a_bounded_number_of_messages_and_foreign_ids_are_refused() {
         let table = Pending::new(1);
-        let call = table.acquire(soon()).await.unwrap();
-        let taken = (0..100)
-            .filter(|_| table.deliver(call.correlation(), Message::json("{}")))
-            .count();
-        assert_eq!(taken, MESSAGES_PER_SLOT);
+        let mut call = table.acquire(soon()).await.unwrap();
+        for n in 0..100 {
+            assert!(table.deliver(call.correlation(), Message::json(vec![n])));
+        }
+        let kept: Vec<u8> = std::iter::from_fn(|| match arrival(&mut call)? {
+            Arrival::Message(message) => Some(message.body[0]),
+            _ => None,
+        })
+        .collect();
+        assert_eq!(
+            kept,
+            (100 - MESSAGES_PER_SLOT as u8..100).collect::<Vec<_>>(),
+            "the latest are kept"
+        );
         assert!(!table.deliver(
             Correlation(call.correlation().0 ^ (1 << 100)),
             Message::json("{}")
