@@ -80,8 +80,9 @@ impl<'a> Declarer<'a> {
     async fn bind(&mut self, queue: &Queue, exchange: &Exchange, key: &str) -> Result<()> {
         let mut attempts = 0;
         loop {
-            let failed =
-                |fault: &Fault| topology_failed(&format!("binding queue {}", shown(&queue.name)), fault);
+            let failed = |fault: &Fault| {
+                topology_failed(&format!("binding queue {}", shown(&queue.name)), fault)
+            };
             let channel = self.channel().await.map_err(|fault| failed(&fault))?;
             let bound = within(channel.queue_bind(
                 queue.name.as_str().into(),
