@@ -1,5 +1,8 @@
 //! `longshore`: call, serve and inspect from a shell, over any transport.
 
+// The doc comments of arguments are help texts, in which brackets mean what may be left out.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 mod args;
 mod arguments;
 mod diagnostics;
