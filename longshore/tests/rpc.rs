@@ -203,3 +203,19 @@ fn a_program_without_a_runtime_calls_and_serves() {
         0
     );
 }
+
+#[tokio::test]
+async fn times_without_end_are_no_overflow() {
+    let (server, client) = pair("endless", "async").await;
+    let call = client.call::<i64>("add").arg("a", 1).arg("b", 2);
+    assert_eq!(call.timeout(Duration::MAX).await.unwrap(), 3);
+    client
+        .cast("add")
+        .arg("a", 1)
+        .arg("b", 2)
+        .timeout(Duration::MAX)
+        .expires_in(Duration::MAX)
+        .await
+        .unwrap();
+    assert_eq!(server.stop(Duration::MAX).await.unwrap().still_running, 0);
+}

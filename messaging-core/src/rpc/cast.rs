@@ -6,6 +6,7 @@ use crate::driver::{Accepted, Address, Confirm, Message, SendOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::call::{Retries, SEND_MARGIN, check_size, fate, hand_over, millis, reports_nobody};
 use crate::rpc::outgoing::Outgoing;
+use crate::transport::deadline_in;
 use crate::wire::{self, RequestParts, Times};
 
 /// Sends the cast and waits until the transport has accepted it.
@@ -32,7 +33,7 @@ pub(crate) async fn execute(mut outgoing: Outgoing) -> Result<Accepted> {
         ));
     }
     let total = deadline - started;
-    let expires = outgoing.expires_in.map(|time| started + time);
+    let expires = outgoing.expires_in.map(deadline_in);
     let mut retries = Retries::new(
         settings.retry,
         settings.idempotent,
