@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::driver::Via;
@@ -181,9 +180,4 @@ impl<T: Serialize> IntoContext for T {
     fn to_context(&self) -> Result<(CallerContext, Option<Instant>)> {
         Ok((CallerContext::from_serialize(self)?, None))
     }
-}
-
-/// A serializer's view of a context.
-pub(crate) fn caller_of(map: &serde_json::Map<String, Value>) -> Result<CallerContext> {
-    CallerContext::from_serialize(map)
 }

@@ -31,7 +31,7 @@ pub struct RpcServerBuilder {
     transport: Transport,
     target: Target,
     routes: Result<Routes>,
-    executor: Result<Chosen>,
+    executor: Chosen,
     concurrency: Option<u32>,
     prefetch: Option<u32>,
     ack: Ack,
@@ -84,7 +84,7 @@ impl RpcServerBuilder {
             transport: transport.clone(),
             target,
             routes: router.into_routes(),
-            executor: Ok(Chosen::Named("async".to_owned())),
+            executor: Chosen::Named("async".to_owned()),
             concurrency: None,
             prefetch: None,
             ack: Ack::default(),
@@ -99,10 +99,10 @@ impl RpcServerBuilder {
     /// Where handlers run: `blocking`, `threaded` or `async` (the default), another name out of the registry, or an
     /// [`Executor`].
     pub fn executor(mut self, executor: impl IntoExecutor) -> Self {
-        self.executor = Ok(match executor.into_executor() {
+        self.executor = match executor.into_executor() {
             Ok(name) => Chosen::Named(name),
             Err(executor) => Chosen::Given(executor),
-        });
+        };
         self
     }
 
@@ -218,7 +218,7 @@ impl RpcServerBuilder {
         }
         let transport = self.transport;
         let name = format!("{topic}.{server}");
-        let (executor, concurrency) = choose(self.executor?, self.concurrency, &transport, &name)?;
+        let (executor, concurrency) = choose(self.executor, self.concurrency, &transport, &name)?;
         let zero = |what: &str| {
             Error::config(format!(
                 "a {what} of 0 would receive nothing: give 1 or more"

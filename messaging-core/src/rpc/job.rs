@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 use tracing::Instrument as _;
 
-use crate::context::{Context, DeliveryInfo, caller_of};
+use crate::context::{Context, DeliveryInfo};
 use crate::driver::{Ack, Delivery, InboxAddress, Message, Settlement, Verdict};
 use crate::error::ErrorKind;
 use crate::failure::{self, Failure};
@@ -247,7 +247,7 @@ fn caller_context(shared: &Shared, request: &Request) -> Result<CallerContext, F
         return Ok(request.context().clone());
     };
     guarded(|| {
-        Ok(caller_of(
+        Ok(CallerContext::from_serialize(
             &serializer.deserialize_context(request.context().to_map())?,
         )?)
     })
