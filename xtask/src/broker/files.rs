@@ -3,8 +3,9 @@
 use std::{fmt::Write as _, fs, os::unix::fs::PermissionsExt, path::Path};
 
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
 
-use super::{Node, package, ports::Ports, quoted, text};
+use super::{Node, certificates, package, ports::Ports, quoted, text};
 
 impl Node {
     /// Writes all that the node and its control programs read.
@@ -13,20 +14,21 @@ impl Node {
             fs::create_dir_all(self.directory().join(directory))?;
         }
         let config = self.directory().join("config");
+        certificates::ensure()?;
+        for file in ["ca.pem", "server.pem", "server.key"] {
+            let certificate = certificates::directory().join(file);
+            fs::copy(&certificate, config.join(file))
+                .with_context(|| format!("cannot copy {}", certificate.display()))?;
+        }
         fs::write(
             config.join("rabbitmq.conf"),
-            format!(
-                "listeners.tcp.1 = 127.0.0.1:{}\n\
-                 log.file.level = info\n\
-                 # A full disk or a big machine must not change what the tests see.\n\
-                 disk_free_limit.absolute = 64MB\n\
-                 vm_memory_high_watermark.absolute = 2GB\n\
-                 # The quorum queues' log is allocated at once, and is half a gigabyte by default.\n\
-                 raft.wal_max_size_bytes = 67108864\n",
-                ports.amqp
-            ),
+            configuration(ports, text(&config)?),
         )?;
-        fs::write(config.join("enabled_plugins"), "[].\n")?;
+        fs::write(config.join("definitions.json"), definitions().to_string())?;
+        fs::write(
+            config.join("enabled_plugins"),
+            "[rabbitmq_auth_mechanism_ssl].\n",
+        )?;
         fs::write(config.join("advanced.config"), "[].\n")?;
         fs::write(config.join("rabbitmq-env.conf"), "")?;
         self.write_cookie()?;
@@ -117,6 +119,51 @@ impl Node {
             ("RABBITMQ_GENERATED_CONFIG_DIR", within("config/generated")?),
         ])
     }
+}
+
+fn configuration(ports: Ports, directory: &str) -> String {
+    let (amqp, tls) = (ports.amqp, ports.tls());
+    format!(
+        "listeners.tcp.1 = 127.0.0.1:{amqp}
+listeners.ssl.1 = 127.0.0.1:{tls}
+# An address that the certificate does not name.
+listeners.ssl.2 = 127.0.0.2:{tls}
+ssl_options.cacertfile = {directory}/ca.pem
+ssl_options.certfile = {directory}/server.pem
+ssl_options.keyfile = {directory}/server.key
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = false
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = AMQPLAIN
+auth_mechanisms.3 = EXTERNAL
+ssl_cert_login_from = common_name
+load_definitions = {directory}/definitions.json
+log.file.level = info
+# A full disk or a big machine must not change what the tests see.
+disk_free_limit.absolute = 64MB
+vm_memory_high_watermark.absolute = 2GB
+# The quorum queues' log is allocated at once, and is half a gigabyte by default.
+raft.wal_max_size_bytes = 67108864
+"
+    )
+}
+
+/// The users. A node that imports any makes no guest by itself.
+fn definitions() -> Value {
+    let permissions = |user| {
+        json!({
+            "user": user, "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"
+        })
+    };
+    json!({
+        "vhosts": [{"name": "/"}],
+        "users": [
+            {"name": "guest", "password": "guest", "tags": "administrator"},
+            // An empty hash matches no password: this one can only show a certificate.
+            {"name": certificates::CLIENT, "password_hash": "", "tags": ""},
+        ],
+        "permissions": [permissions("guest"), permissions(certificates::CLIENT)],
+    })
 }
 
 fn write_script(path: &Path, body: &str) -> Result<()> {

@@ -1,6 +1,7 @@
 //! The RabbitMQ nodes that the tests run against: the project's own, or one from outside.
 
 mod amqp;
+mod certificates;
 mod files;
 mod node;
 mod package;
@@ -84,6 +85,13 @@ impl Broker {
                 (URL, node.url()?.into()),
                 ("LONGSHORE_RABBITMQCTL", node.control_script().into()),
                 ("LONGSHORE_RABBIT_NODE", node.node_script().into()),
+                ("RABBITMQ_TLS_URL", node.tls_url("localhost")?.into()),
+                // The certificate names no such address, so no client may take it.
+                (
+                    "RABBITMQ_TLS_WRONG_NAME_URL",
+                    node.tls_url("127.0.0.2")?.into(),
+                ),
+                ("LONGSHORE_CERTS", certificates::directory().into()),
             ],
             Self::Outside { url } => vec![(URL, url.into())],
         })

@@ -63,6 +63,12 @@ impl Node {
         Ok(format!("rabbit://guest:guest@127.0.0.1:{}/", ports.amqp))
     }
 
+    /// Where clients connect to with TLS, under the given one of the names of this machine.
+    pub(super) fn tls_url(&self, host: &str) -> Result<String> {
+        let tls = self.ports()?.tls();
+        Ok(format!("amqps://guest:guest@{host}:{tls}/"))
+    }
+
     /// A program that is `rabbitmqctl` for this node.
     pub(crate) fn control_script(&self) -> PathBuf {
         self.directory.join("ctl")

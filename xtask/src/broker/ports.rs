@@ -14,7 +14,7 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    /// Three free ports that no RabbitMQ node has by default (5672, 25672, 4369), and that are not `reserved`.
+    /// Free ports that no RabbitMQ node has by default (5672, 5671, 25672, 4369), and that are not `reserved`.
     pub(super) fn find(reserved: &[Self]) -> Result<Self> {
         (0..100)
             .map(|offset| Self {
@@ -26,8 +26,13 @@ impl Ports {
             .context("none of the ports 5682 to 5781 is free with its companions")
     }
 
+    /// AMQP within TLS: beyond all that [`Ports::find`] gives out for AMQP.
+    pub(super) fn tls(self) -> u16 {
+        self.amqp + 100
+    }
+
     pub(super) fn free(self) -> bool {
-        [self.amqp, self.distribution, self.mapper]
+        [self.amqp, self.tls(), self.distribution, self.mapper]
             .into_iter()
             .all(Self::is_free)
     }
