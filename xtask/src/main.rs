@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use broker::{Broker, Node};
+use broker::{Node, ROLES, Release};
 use stages::{Run, Stage};
 
 /// Chores of the Longshore workspace.
@@ -52,7 +52,8 @@ enum Chore {
         #[arg(long, default_value = "20")]
         repeat: NonZeroU32,
     },
-    /// Starts and stops the RabbitMQ node that the tests use
+    /// Starts and stops the RabbitMQ nodes that the tests use
+    #[command(after_help = BROKERS_HELP)]
     Brokers(Brokers),
     /// Makes the Python environment with oslo.messaging, and prints its interpreter
     Python,
@@ -66,18 +67,26 @@ enum Chore {
     },
 }
 
+const BROKERS_HELP: &str = "\
+Without --node and --broker it is the two nodes that the tests use: `rabbit`, of rabbitmq-3, and \
+`rabbit-4`, of rabbitmq-4. With --broker alone it is the node of that release. A node with another \
+name is of rabbitmq-3 unless --broker says otherwise, and of what it was last from then on.";
+
 #[derive(Debug, Args)]
 struct Brokers {
     /// Which node; each has its own ports and data
-    #[arg(long, default_value = broker::DEFAULT_NODE)]
-    node: String,
+    #[arg(long)]
+    node: Option<String>,
+    /// What the node is to run
+    #[arg(long, value_name = "RELEASE")]
+    broker: Option<Release>,
     #[command(subcommand)]
     action: Action,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 enum Action {
-    /// Brings the node up, with fresh data unless it is running already, and prints its URL
+    /// Brings the node up, with fresh data unless it is running already, and prints its URLs
     Up,
     /// Stops the node and all that belongs to it
     Down,
@@ -97,7 +106,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
         Chore::Test { only, skip } => stages::test(&only, &skip),
         Chore::Soak { repeat } => soak(repeat),
-        Chore::Brokers(Brokers { node, action }) => brokers(&node, action),
+        Chore::Brokers(arguments) => brokers(&arguments),
         Chore::Python => python::ensure().map(|interpreter| println!("{}", interpreter.display())),
         Chore::Env => environment(),
         Chore::Bench { arguments } => bench(&arguments),
@@ -111,38 +120,55 @@ fn main() -> ExitCode {
     }
 }
 
-fn brokers(name: &str, action: Action) -> Result<()> {
-    if let Some(url) = broker::outside() {
-        return match action {
-            Action::Up | Action::Status => broker::describe_outside(&url),
-            Action::Down => Ok(()),
-            Action::Start | Action::Stop | Action::Kill | Action::Restart => bail!(
-                "RABBITMQ_URL names an outside broker, which is left alone: unset it to use a node \
-                 of the project's own"
-            ),
-        };
+fn brokers(arguments: &Brokers) -> Result<()> {
+    let Brokers {
+        node,
+        broker,
+        action,
+    } = arguments;
+    if matches!(action, Action::Status) {
+        return status();
     }
-    let node = Node::new(name)?;
+    match (node, broker) {
+        (Some(name), release) => act(&Node::new(name, *release)?, *action),
+        (None, Some(release)) => act(&Node::default_of(*release)?, *action),
+        (None, None) => {
+            for role in &ROLES {
+                match role.outside() {
+                    Some(url) => match action {
+                        Action::Up | Action::Status => role.describe_outside(&url)?,
+                        Action::Down => {}
+                        Action::Start | Action::Stop | Action::Kill | Action::Restart => bail!(
+                            "{} names an outside broker, which is left alone: unset it, or name a \
+                             node of the project's own with --node",
+                            role.url
+                        ),
+                    },
+                    None => act(&role.node()?, *action)?,
+                }
+            }
+            match action {
+                Action::Up => broker::install_proxy(),
+                _ => Ok(()),
+            }
+        }
+    }
+}
+
+fn act(node: &Node, action: Action) -> Result<()> {
     match action {
         Action::Up => {
             let started = node.up()?;
-            println!("{}", if started { "started" } else { "already up" });
+            let how = if started { "started" } else { "already up" };
+            println!("{how}: {} of {}", node.name(), node.version());
             println!("url      {}", node.url()?);
+            println!("tls      {}", node.tls_url("localhost")?);
             println!("control  {}", node.control_script().display());
             println!("node     {}", node.node_script().display());
             Ok(())
         }
         Action::Down => node.down(),
-        Action::Status => {
-            let known = broker::known_nodes()?;
-            if known.is_empty() {
-                println!("no node has been up in this checkout");
-            }
-            for node in known {
-                println!("{:<12} {}", node.name(), node.status()?);
-            }
-            Ok(())
-        }
+        Action::Status => node.status().map(|status| println!("{status}")),
         Action::Start => node.start(),
         Action::Stop => node.stop(),
         Action::Kill => node.kill(),
@@ -150,8 +176,29 @@ fn brokers(name: &str, action: Action) -> Result<()> {
     }
 }
 
+fn status() -> Result<()> {
+    for role in &ROLES {
+        if let Some(url) = role.outside() {
+            role.describe_outside(&url)?;
+        }
+    }
+    let known = broker::known_nodes()?;
+    if known.is_empty() {
+        println!("no node has been up in this checkout");
+    }
+    for node in known {
+        println!(
+            "{:<16} {:<24} {}",
+            node.name(),
+            node.version(),
+            node.status()?
+        );
+    }
+    Ok(())
+}
+
 fn environment() -> Result<()> {
-    let mut variables = Broker::running()?.environment()?;
+    let mut variables = broker::Brokers::running()?.environment()?;
     if !python::is_made() {
         bail!("the Python environment is not made: run `cargo xtask python`");
     }

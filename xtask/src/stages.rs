@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    broker::Broker,
+    broker::{Brokers, ROLES, Release},
     process, python,
     suites::{self, Suite, TestProgram},
     workspace,
@@ -29,10 +29,14 @@ pub(crate) enum Stage {
     Unit,
     /// Documentation examples run, and the documentation builds without a warning
     Doc,
-    /// The broker is up and the Python environment is made
+    /// The brokers are up and the Python environment is made
     Brokers,
     /// Drivers against the broker: conformance, faults
     Integration,
+    /// The conformance suite on RabbitMQ 4 with its deprecated features denied; without this
+    /// stage RabbitMQ 4 is not brought up
+    #[value(name = "rabbitmq-4")]
+    RabbitMq4,
     /// Real oslo.messaging on the other side
     Interop,
     /// Drivers from other crates register in every kind of build
@@ -55,7 +59,8 @@ enum Ended {
 #[derive(Debug, Default)]
 pub(crate) struct Run {
     programs: Vec<TestProgram>,
-    broker: Option<Broker>,
+    brokers: Brokers,
+    without_rabbitmq_4: bool,
     environment: Vec<(&'static str, OsString)>,
 }
 
@@ -64,7 +69,9 @@ impl Stage {
     fn needs(self) -> &'static [Self] {
         match self {
             Self::Unit | Self::Linkage => &[Self::Build],
-            Self::Integration | Self::Interop | Self::Heat => &[Self::Build, Self::Brokers],
+            Self::Integration | Self::RabbitMq4 | Self::Interop | Self::Heat => {
+                &[Self::Build, Self::Brokers]
+            }
             Self::Fmt | Self::Clippy | Self::Build | Self::Doc | Self::Brokers | Self::Deny => &[],
         }
     }
@@ -96,6 +103,7 @@ impl Stage {
             }
             Self::Brokers => run.bring_up()?,
             Self::Integration => run.suite(Suite::Integration)?,
+            Self::RabbitMq4 => run.conformance_on_rabbitmq_4()?,
             Self::Interop => run.suite(Suite::Interop)?,
             Self::Linkage => run.suite(Suite::Linkage)?,
             Self::Heat => run.suite(Suite::EndToEnd)?,
@@ -116,8 +124,12 @@ impl Run {
 
     /// Brings up what the tests need from outside of themselves.
     pub(crate) fn bring_up(&mut self) -> Result<()> {
-        let broker = self.broker.insert(Broker::up()?);
-        let mut environment = broker.environment()?;
+        let mut roles: Vec<_> = ROLES.iter().collect();
+        if self.without_rabbitmq_4 {
+            roles.retain(|role| role.release != Release::Four);
+        }
+        self.brokers = Brokers::up(roles)?;
+        let mut environment = self.brokers.environment()?;
         python::ensure()?;
         environment.push(python::environment());
         environment.push(("CONFORMANCE_REQUIRE", "memory,amqp".into()));
@@ -137,9 +149,33 @@ impl Run {
         suites::run(chosen, &self.environment)
     }
 
-    /// Stops the broker if this run has started it.
+    /// Runs the RabbitMQ driver's conformance suite with RabbitMQ 4 in the place of the system's.
+    fn conformance_on_rabbitmq_4(&self) -> Result<()> {
+        let [ordinary, four] = &ROLES;
+        let mut environment = self.environment.clone();
+        for (name, value) in &self.environment {
+            let renamed = [
+                (four.url, ordinary.url),
+                (four.control, ordinary.control),
+                (four.node, ordinary.node),
+                (four.tls, ordinary.tls),
+                (four.tls_wrong_name, ordinary.tls_wrong_name),
+            ];
+            if let Some((_, ordinary)) = renamed.iter().find(|(four, _)| four == name) {
+                environment.retain(|(name, _)| name != ordinary);
+                environment.push((ordinary, value.clone()));
+            }
+        }
+        let chosen = self
+            .programs
+            .iter()
+            .filter(|program| program.suite() == Suite::Integration && program.is_conformance());
+        suites::run(chosen, &environment)
+    }
+
+    /// Stops the brokers that this run has started.
     pub(crate) fn release(&mut self) -> Result<()> {
-        self.broker.take().map_or(Ok(()), Broker::release)
+        std::mem::take(&mut self.brokers).release()
     }
 
     fn suite(&self, suite: Suite) -> Result<()> {
@@ -155,7 +191,10 @@ pub(crate) fn test(only: &[Stage], skip: &[Stage]) -> Result<()> {
         bail!("no stage is left to run");
     }
     let started = Instant::now();
-    let mut run = Run::default();
+    let mut run = Run {
+        without_rabbitmq_4: skip.contains(&Stage::RabbitMq4),
+        ..Run::default()
+    };
     let mut table = Vec::new();
     let mut failure = None;
     for stage in &chosen {
@@ -171,7 +210,7 @@ pub(crate) fn test(only: &[Stage], skip: &[Stage]) -> Result<()> {
             break;
         }
     }
-    let released = run.release().context("the broker is not stopped");
+    let released = run.release().context("the brokers are not stopped");
 
     println!("\n{:<12} {:>7}  result", "stage", "minutes");
     for (stage, took, ended) in &table {
@@ -253,6 +292,7 @@ mod tests {
         let unbrokered = [
             Stage::Brokers,
             Stage::Integration,
+            Stage::RabbitMq4,
             Stage::Interop,
             Stage::Heat,
         ];

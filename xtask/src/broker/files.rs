@@ -22,7 +22,7 @@ impl Node {
         }
         fs::write(
             config.join("rabbitmq.conf"),
-            configuration(ports, text(&config)?),
+            configuration(ports, text(&config)?) + self.release().configuration(),
         )?;
         fs::write(config.join("definitions.json"), definitions().to_string())?;
         fs::write(
@@ -39,6 +39,10 @@ impl Node {
         }
         let environment = self.directory().join("env");
         fs::write(&environment, lines)?;
+        let control = self
+            .release()
+            .command_line(package::CONTROL, self.directory())?;
+        let control: Vec<_> = control.iter().map(|word| quoted(word)).collect();
         write_script(
             &self.control_script(),
             &format!(
@@ -50,7 +54,7 @@ impl Node {
                  set -a\n. {environment}\nset +a\nexec {control} \"$@\"\n",
                 name = self.name(),
                 environment = quoted(text(&environment)?),
-                control = package::CONTROL,
+                control = control.join(" "),
             ),
         )?;
         write_script(
@@ -83,7 +87,10 @@ impl Node {
         // Erlang's distribution listens on every interface unless it is told otherwise.
         let local = "-kernel inet_dist_use_interface {127,0,0,1}";
         Ok(vec![
-            ("PATH", "/usr/local/bin:/usr/bin:/bin".to_owned()),
+            (
+                "PATH",
+                "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin".to_owned(),
+            ),
             ("LANG", "C.UTF-8".to_owned()),
             ("LC_ALL", "C.UTF-8".to_owned()),
             ("HOME", within("home")?),

@@ -1,11 +1,14 @@
-//! The RabbitMQ nodes that the tests run against: the project's own, or one from outside.
+//! The RabbitMQ nodes that the tests run against: the project's own, or some from outside.
 
 mod amqp;
 mod certificates;
 mod files;
+mod lock;
 mod node;
 mod package;
 mod ports;
+mod release;
+mod root;
 
 use std::{
     env,
@@ -17,19 +20,53 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-pub(crate) use node::{DEFAULT as DEFAULT_NODE, Node};
+pub(crate) use node::Node;
+pub(crate) use release::Release;
 
 use crate::workspace;
-
-/// The variable that names a broker from outside, and under which tests find whichever is used.
-const URL: &str = "RABBITMQ_URL";
 
 /// What an answer from a broker that is up may take.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// The broker that tests use.
+/// One of the brokers that tests find by variables of their environment.
 #[derive(Debug)]
-pub(crate) enum Broker {
+pub(crate) struct Role {
+    pub(crate) release: Release,
+    /// Names a broker from outside, and tells tests about whichever is used.
+    pub(crate) url: &'static str,
+    /// A program that is `rabbitmqctl` for the broker.
+    pub(crate) control: &'static str,
+    /// A program that starts, stops, restarts and kills it.
+    pub(crate) node: &'static str,
+    /// The URL for TLS.
+    pub(crate) tls: &'static str,
+    /// A URL for TLS at an address that the certificate does not name, where no client may go on.
+    pub(crate) tls_wrong_name: &'static str,
+}
+
+/// What the full test run brings up.
+pub(crate) static ROLES: [Role; 2] = [
+    Role {
+        release: Release::Three,
+        url: "RABBITMQ_URL",
+        control: "LONGSHORE_RABBITMQCTL",
+        node: "LONGSHORE_RABBIT_NODE",
+        tls: "RABBITMQ_TLS_URL",
+        tls_wrong_name: "RABBITMQ_TLS_WRONG_NAME_URL",
+    },
+    Role {
+        release: Release::Four,
+        url: "RABBITMQ4_URL",
+        control: "LONGSHORE_RABBITMQCTL4",
+        node: "LONGSHORE_RABBIT_NODE4",
+        tls: "RABBITMQ4_TLS_URL",
+        tls_wrong_name: "RABBITMQ4_TLS_WRONG_NAME_URL",
+    },
+];
+
+/// The broker in one role.
+#[derive(Debug)]
+enum Broker {
     /// A node of the project's own, which tests may stop and kill.
     Own {
         node: Node,
@@ -40,77 +77,146 @@ pub(crate) enum Broker {
     Outside { url: String },
 }
 
-impl Broker {
-    /// The outside broker if `RABBITMQ_URL` names one, else the project's own, started if needed.
-    pub(crate) fn up() -> Result<Self> {
-        if let Some(url) = outside() {
-            describe_outside(&url)?;
-            return Ok(Self::Outside { url });
-        }
-        let node = Node::new(DEFAULT_NODE)?;
-        let started = node.up()?;
-        Ok(Self::Own { node, started })
+/// The brokers that tests use.
+#[derive(Debug, Default)]
+pub(crate) struct Brokers(Vec<(&'static Role, Broker)>);
+
+impl Role {
+    /// The project's own node for this role, running or not.
+    pub(crate) fn node(&self) -> Result<Node> {
+        Node::default_of(self.release)
     }
 
-    /// The broker that is up already; an error if there is none.
-    pub(crate) fn running() -> Result<Self> {
-        if outside().is_some() {
-            return Self::up();
+    /// The broker from outside that the variable names, if it names one.
+    pub(crate) fn outside(&self) -> Option<String> {
+        let url = env::var(self.url).ok().filter(|url| !url.is_empty())?;
+        // A shell that has evaluated `cargo xtask env` names the project's own.
+        let own = self.node().and_then(|node| node.url()).ok();
+        (own.as_ref() != Some(&url)).then_some(url)
+    }
+
+    /// Says which outside broker is used; an error if it does not answer.
+    pub(crate) fn describe_outside(&self, url: &str) -> Result<()> {
+        let variable = self.url;
+        let (host, port) = reach(variable, url)?;
+        eprintln!(
+            "using the broker at {host}:{port}, which {variable} names; \
+             tests that stop or kill the broker need one of the project's own and cannot run"
+        );
+        Ok(())
+    }
+
+    /// The outside broker if the variable names one, else the project's own, started if needed.
+    fn up(&self) -> Result<Broker> {
+        if let Some(url) = self.outside() {
+            self.describe_outside(&url)?;
+            return Ok(Broker::Outside { url });
         }
-        let node = Node::new(DEFAULT_NODE)?;
-        if !node.is_up()? {
-            bail!("no broker is up: run `cargo xtask brokers up`");
+        let node = self.node()?;
+        let started = node.up()?;
+        Ok(Broker::Own { node, started })
+    }
+
+    /// The broker that is up already, if one is.
+    fn running(&self) -> Result<Option<Broker>> {
+        if self.outside().is_some() {
+            return self.up().map(Some);
         }
-        Ok(Self::Own {
+        let node = self.node()?;
+        Ok(node.is_up()?.then_some(Broker::Own {
             node,
             started: false,
-        })
+        }))
     }
 
-    /// Stops what [`Broker::up`] has started, and leaves alone what was running before.
-    pub(crate) fn release(self) -> Result<()> {
-        match self {
-            Self::Own {
-                node,
-                started: true,
-            } => node.down(),
-            Self::Own { .. } | Self::Outside { .. } => Ok(()),
+    fn environment(&self, broker: &Broker) -> Result<Vec<(&'static str, OsString)>> {
+        Ok(match broker {
+            Broker::Own { node, .. } => vec![
+                (self.url, node.url()?.into()),
+                (self.control, node.control_script().into()),
+                (self.node, node.node_script().into()),
+                (self.tls, node.tls_url("localhost")?.into()),
+                (self.tls_wrong_name, node.tls_url("127.0.0.2")?.into()),
+            ],
+            Broker::Outside { url } => vec![(self.url, url.into())],
+        })
+    }
+}
+
+impl Brokers {
+    /// Brings up the brokers in the given roles, and installs what tests put in front of them.
+    pub(crate) fn up(roles: impl IntoIterator<Item = &'static Role>) -> Result<Self> {
+        let mut brokers = Self::default();
+        for role in roles {
+            match role.up() {
+                Ok(broker) => brokers.0.push((role, broker)),
+                Err(error) => {
+                    brokers.release()?;
+                    return Err(error);
+                }
+            }
+        }
+        match install_proxy() {
+            Ok(()) => Ok(brokers),
+            Err(error) => brokers.release().and(Err(error)),
         }
     }
 
-    /// The variables that tell tests where the broker is and how to break it.
-    pub(crate) fn environment(&self) -> Result<Vec<(&'static str, OsString)>> {
-        Ok(match self {
-            Self::Own { node, .. } => vec![
-                (URL, node.url()?.into()),
-                ("LONGSHORE_RABBITMQCTL", node.control_script().into()),
-                ("LONGSHORE_RABBIT_NODE", node.node_script().into()),
-                ("RABBITMQ_TLS_URL", node.tls_url("localhost")?.into()),
-                // The certificate names no such address, so no client may take it.
-                (
-                    "RABBITMQ_TLS_WRONG_NAME_URL",
-                    node.tls_url("127.0.0.2")?.into(),
+    /// The brokers that are up already; an error if there is none.
+    pub(crate) fn running() -> Result<Self> {
+        let mut brokers = Self::default();
+        for role in &ROLES {
+            match role.running()? {
+                Some(broker) => brokers.0.push((role, broker)),
+                None => eprintln!(
+                    "without {}: run `cargo xtask brokers --node {} up`",
+                    role.url,
+                    role.release.default_node()
                 ),
-                ("LONGSHORE_CERTS", certificates::directory().into()),
-            ],
-            Self::Outside { url } => vec![(URL, url.into())],
-        })
+            }
+        }
+        if brokers.0.is_empty() {
+            bail!("no broker is up: run `cargo xtask brokers up`");
+        }
+        Ok(brokers)
+    }
+
+    /// Stops what [`Brokers::up`] has started, and leaves alone what was running before.
+    pub(crate) fn release(self) -> Result<()> {
+        let mut outcome = Ok(());
+        for (_, broker) in self.0 {
+            if let Broker::Own {
+                node,
+                started: true,
+            } = broker
+            {
+                outcome = outcome.and(node.down());
+            }
+        }
+        outcome
+    }
+
+    /// The variables that tell tests where the brokers are and how to break them.
+    pub(crate) fn environment(&self) -> Result<Vec<(&'static str, OsString)>> {
+        let mut variables = Vec::new();
+        for (role, broker) in &self.0 {
+            variables.extend(role.environment(broker)?);
+        }
+        let mut brokers = self.0.iter().map(|(_, broker)| broker);
+        if brokers.any(|broker| matches!(broker, Broker::Own { .. })) {
+            variables.push(("LONGSHORE_CERTS", certificates::directory().into()));
+        }
+        match package::HAPROXY.path() {
+            Some(path) => variables.push(("LONGSHORE_HAPROXY", path.into())),
+            None => eprintln!("without LONGSHORE_HAPROXY: run `cargo xtask brokers up`"),
+        }
+        Ok(variables)
     }
 }
 
-/// What `RABBITMQ_URL` names, if anything.
-pub(crate) fn outside() -> Option<String> {
-    env::var(URL).ok().filter(|url| !url.is_empty())
-}
-
-/// Says which outside broker is used; an error if it does not answer.
-pub(crate) fn describe_outside(url: &str) -> Result<()> {
-    let (host, port) = reach(url)?;
-    eprintln!(
-        "using the broker at {host}:{port}, which {URL} names; \
-         tests that stop or kill the broker need one of the project's own and cannot run"
-    );
-    Ok(())
+/// Installs HAProxy unless it is there. The tests start it themselves, each with its own configuration.
+pub(crate) fn install_proxy() -> Result<()> {
+    package::HAPROXY.ensure()
 }
 
 /// Every node that has ever been up in this checkout.
@@ -127,7 +233,7 @@ pub(crate) fn known_nodes() -> Result<Vec<Node>> {
         }
     }
     names.sort();
-    names.iter().map(|name| Node::new(name)).collect()
+    names.iter().map(|name| Node::new(name, None)).collect()
 }
 
 fn nodes_directory() -> PathBuf {
@@ -135,9 +241,10 @@ fn nodes_directory() -> PathBuf {
 }
 
 /// Fails unless a broker answers at `url`. Its name and password are left to the tests.
-fn reach(url: &str) -> Result<(&str, u16)> {
-    let (host, port) = first_host(url)
-        .with_context(|| format!("{URL} is not of the form rabbit://user:password@host:port/"))?;
+fn reach<'a>(variable: &str, url: &'a str) -> Result<(&'a str, u16)> {
+    let (host, port) = first_host(url).with_context(|| {
+        format!("{variable} is not of the form rabbit://user:password@host:port/")
+    })?;
     let endpoint = amqp::Endpoint { host, port };
     let answered = if url.starts_with("amqps:") {
         std::net::TcpStream::connect((host, port))
@@ -146,7 +253,8 @@ fn reach(url: &str) -> Result<(&str, u16)> {
     } else {
         endpoint.greet(PROBE).map(drop)
     };
-    answered.with_context(|| format!("no broker answers at {host}:{port}, which {URL} names"))?;
+    answered
+        .with_context(|| format!("no broker answers at {host}:{port}, which {variable} names"))?;
     Ok((host, port))
 }
 

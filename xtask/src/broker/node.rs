@@ -2,7 +2,7 @@
 //! `target/brokers/NAME/`: it shares nothing with a node that the system runs.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io::ErrorKind,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -10,15 +10,18 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 
-use super::{PROBE, amqp::Endpoint, nodes_directory, package, ports::Ports};
+use super::{
+    PROBE, amqp::Endpoint, lock, nodes_directory, package, ports::Ports, release::Release,
+};
 use crate::process::{self, Process, Signal};
-
-/// The node that the test run uses.
-pub(crate) const DEFAULT: &str = "rabbit";
 
 /// Marks the processes of the server itself, as opposed to those of a `rabbitmqctl`.
 const MARK: &str = "LONGSHORE_BROKER_NODE";
+
+/// The file in a node's directory that names its release.
+const RELEASE: &str = "release";
 
 /// From the start of the process until the virtual host can be opened.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -34,19 +37,33 @@ const LOCK_LIMIT: Duration = Duration::from_secs(180);
 pub(crate) struct Node {
     name: String,
     directory: PathBuf,
+    release: Release,
 }
 
 impl Node {
     /// The node called `name`, which is letters, digits and hyphens. Nothing is started.
-    pub(crate) fn new(name: &str) -> Result<Self> {
+    ///
+    /// Unless `release` says otherwise it runs what it ran when it was last up.
+    pub(crate) fn new(name: &str, release: Option<Release>) -> Result<Self> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-';
         if name.is_empty() || !name.chars().all(allowed) {
             bail!("`{name}` is not a node name: use letters, digits and hyphens");
         }
+        let directory = nodes_directory().join(name);
+        let release = release
+            .or_else(|| recorded_release(&directory))
+            .or_else(|| Release::of_default_node(name))
+            .unwrap_or(Release::Three);
         Ok(Self {
             name: name.to_owned(),
-            directory: nodes_directory().join(name),
+            directory,
+            release,
         })
+    }
+
+    /// The default node of `release`.
+    pub(crate) fn default_of(release: Release) -> Result<Self> {
+        Self::new(release.default_node(), Some(release))
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -57,14 +74,29 @@ impl Node {
         &self.directory
     }
 
+    pub(super) fn release(&self) -> Release {
+        self.release
+    }
+
+    /// What the node runs, for people.
+    pub(crate) fn version(&self) -> String {
+        let version = self.release.version();
+        let version = version.as_deref().unwrap_or("not installed");
+        format!("{} ({version})", self.release.name())
+    }
+
     /// Where clients connect to.
     pub(crate) fn url(&self) -> Result<String> {
         let ports = self.ports()?;
-        Ok(format!("rabbit://guest:guest@127.0.0.1:{}/", ports.amqp))
+        Ok(format!(
+            "{}://guest:guest@127.0.0.1:{}/",
+            self.release.scheme(),
+            ports.amqp
+        ))
     }
 
     /// Where clients connect to with TLS, under the given one of the names of this machine.
-    pub(super) fn tls_url(&self, host: &str) -> Result<String> {
+    pub(crate) fn tls_url(&self, host: &str) -> Result<String> {
         let tls = self.ports()?.tls();
         Ok(format!("amqps://guest:guest@{host}:{tls}/"))
     }
@@ -82,12 +114,14 @@ impl Node {
     /// Brings the node up, with fresh data unless it is running already. Returns whether it was
     /// this call that has started it.
     pub(crate) fn up(&self) -> Result<bool> {
+        // Before the lock, for which nobody waits as long as this may take.
+        self.release.ensure()?;
         let _lock = self.lock()?;
         if !self.server()?.is_empty() {
+            self.check_release()?;
             self.await_ready(|| Ok(self.server()?.is_empty()))?;
             return Ok(false);
         }
-        package::ensure()?;
         // A node that nobody was using has nothing that a new run should meet.
         for leftover in ["data", "log", "config"] {
             remove(&self.directory.join(leftover))?;
@@ -115,6 +149,7 @@ impl Node {
     /// Starts a node that was stopped or killed, on the same ports and with the same data.
     pub(crate) fn start(&self) -> Result<()> {
         let _lock = self.lock()?;
+        self.check_release()?;
         self.start_again()
     }
 
@@ -133,6 +168,7 @@ impl Node {
     /// [`Node::stop`], then [`Node::start`].
     pub(crate) fn restart(&self) -> Result<()> {
         let _lock = self.lock()?;
+        self.check_release()?;
         self.shut_down()?;
         self.start_again()
     }
@@ -159,6 +195,18 @@ impl Node {
         })
     }
 
+    /// An error if the node is another release than the one that was asked for.
+    fn check_release(&self) -> Result<()> {
+        match recorded_release(&self.directory) {
+            Some(recorded) if recorded != self.release => bail!(
+                "node `{0}` is of {1}: name another node, or run `cargo xtask brokers --node {0} down` and `up`",
+                self.name,
+                recorded.name()
+            ),
+            _ => Ok(()),
+        }
+    }
+
     fn start_again(&self) -> Result<()> {
         if !self.server()?.is_empty() {
             return self.await_ready(|| Ok(self.server()?.is_empty()));
@@ -179,7 +227,10 @@ impl Node {
         // reaches the node.
         let mut command = Command::new("setsid");
         command
-            .arg(package::SERVER)
+            .args(
+                self.release
+                    .command_line(package::SERVER, &self.directory)?,
+            )
             .current_dir(&self.directory)
             .env_clear()
             .envs(self.environment(ports)?)
@@ -287,20 +338,11 @@ impl Node {
 
     /// Excludes others who start or stop the same node.
     fn lock(&self) -> Result<File> {
-        fs::create_dir_all(nodes_directory())?;
-        let file = File::create(nodes_directory().join(format!("{}.lock", self.name)))?;
-        let locked = process::wait_until(LOCK_LIMIT, || match file.try_lock() {
-            Ok(()) => Ok(true),
-            Err(TryLockError::WouldBlock) => Ok(false),
-            Err(TryLockError::Error(error)) => Err(error.into()),
-        })?;
-        if !locked {
-            bail!(
-                "somebody else has been starting or stopping node `{}` for {LOCK_LIMIT:?}",
-                self.name
-            );
-        }
-        Ok(file)
+        lock::hold(
+            &nodes_directory().join(format!("{}.lock", self.name)),
+            LOCK_LIMIT,
+            &format!("starting or stopping node `{}`", self.name),
+        )
     }
 
     /// The ports of the last time this node was up.
@@ -324,6 +366,7 @@ impl Node {
 
     fn record(&self, ports: Ports) -> Result<()> {
         fs::create_dir_all(&self.directory)?;
+        fs::write(self.directory.join(RELEASE), self.release.name())?;
         Ok(fs::write(self.directory.join("ports"), ports.to_string())?)
     }
 
@@ -335,6 +378,11 @@ impl Node {
         let tail = lines[lines.len().saturating_sub(15)..].join("\n    ");
         format!("{} ends with:\n    {tail}", file.display())
     }
+}
+
+fn recorded_release(directory: &Path) -> Option<Release> {
+    let name = fs::read_to_string(directory.join(RELEASE)).ok()?;
+    Release::from_str(&name, false).ok()
 }
 
 fn names(processes: &[Process]) -> String {
@@ -368,8 +416,8 @@ mod tests {
 
     #[test]
     fn a_node_name_cannot_leave_its_directory() {
-        assert!(Node::new("../x").is_err());
-        assert!(Node::new("").is_err());
-        assert!(Node::new("rabbit-2").is_ok());
+        assert!(Node::new("../x", None).is_err());
+        assert!(Node::new("", None).is_err());
+        assert!(Node::new("rabbit-2", None).is_ok());
     }
 }

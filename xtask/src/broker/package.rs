@@ -1,54 +1,106 @@
-//! Installing the system's RabbitMQ package.
+//! Installing packages of the system.
 
-use std::{fs, io::Write, path::Path, process::Command};
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail};
 
 use crate::process;
 
-const PACKAGE: &str = "rabbitmq-server";
+/// A package of the system, and what of it is needed.
+#[derive(Debug)]
+pub(crate) struct Package {
+    name: &'static str,
+    /// Files, or programs to be found on the PATH.
+    provides: &'static [&'static str],
+    /// What somebody can do who cannot or will not install it.
+    instead: &'static str,
+}
 
 /// The server's own start script. The one in `/usr/sbin` insists on the system's user and data.
 pub(super) const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 /// The control program beside it.
 pub(super) const CONTROL: &str = "/usr/lib/rabbitmq/bin/rabbitmqctl";
 
+pub(super) const RABBITMQ: Package = Package {
+    name: "rabbitmq-server",
+    provides: &[SERVER, "erl", "epmd"],
+    instead: "set RABBITMQ_URL to use a broker that runs elsewhere",
+};
+pub(super) const MMDEBSTRAP: Package = Package {
+    name: "mmdebstrap",
+    provides: &["mmdebstrap"],
+    instead: "set RABBITMQ4_URL to use a RabbitMQ 4 that runs elsewhere",
+};
+pub(super) const KEYRING: Package = Package {
+    name: "debian-archive-keyring",
+    provides: &["/usr/share/keyrings/debian-archive-keyring.gpg"],
+    instead: "set RABBITMQ4_URL to use a RabbitMQ 4 that runs elsewhere",
+};
+/// The proxy that deployments have in front of their brokers.
+pub(super) const HAPROXY: Package = Package {
+    name: "haproxy",
+    provides: &["haproxy"],
+    instead: "put the program `haproxy` on the PATH",
+};
+
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-/// Makes sure that RabbitMQ is installed, with `apt-get` where that is possible.
-pub(super) fn ensure() -> Result<()> {
-    if Path::new(SERVER).exists() && process::on_path("erl") && process::on_path("epmd") {
-        return Ok(());
+impl Package {
+    /// Makes sure that the package is installed, with `apt-get` where that is possible.
+    pub(super) fn ensure(&self) -> Result<()> {
+        let Some(missing) = self.missing() else {
+            return Ok(());
+        };
+        let Self { name, instead, .. } = self;
+        let remedy =
+            format!("install it with `apt-get install {name}` (Debian, Ubuntu), or {instead}");
+        if !process::on_path("apt-get") {
+            bail!("{name} is not installed ({missing} is missing): {remedy}");
+        }
+        let Some(privilege) = Privilege::find() else {
+            bail!(
+                "{name} is not installed ({missing} is missing), \
+                 and neither root nor `sudo -n` is available to install it: {remedy}"
+            );
+        };
+        println!("installing the package {name}, because {missing} is missing");
+        install(name, privilege).with_context(|| format!("cannot install {name}: {remedy}"))?;
+        if let Some(missing) = self.missing() {
+            bail!("the package {name} has no {missing}: {instead}");
+        }
+        Ok(())
     }
-    let remedy = format!(
-        "install it with `apt-get install {PACKAGE}` (Debian, Ubuntu), \
-         or set RABBITMQ_URL to use a broker that runs elsewhere"
-    );
-    if !process::on_path("apt-get") {
-        bail!("RabbitMQ is not installed ({SERVER} is missing): {remedy}");
+
+    /// Where the first of what the package provides is, if it is installed.
+    pub(super) fn path(&self) -> Option<PathBuf> {
+        self.provides.first().and_then(|provided| find(provided))
     }
-    let Some(privilege) = Privilege::find() else {
-        bail!(
-            "RabbitMQ is not installed ({SERVER} is missing), \
-             and neither root nor `sudo -n` is available to install it: {remedy}"
-        );
-    };
-    println!("RabbitMQ is not installed: installing the package {PACKAGE}");
-    install(privilege).with_context(|| format!("cannot install RabbitMQ: {remedy}"))?;
-    if !Path::new(SERVER).exists() {
-        bail!("the package {PACKAGE} has no {SERVER}: {remedy}");
+
+    fn missing(&self) -> Option<&'static str> {
+        let mut provides = self.provides.iter().copied();
+        provides.find(|provided| find(provided).is_none())
     }
-    Ok(())
 }
 
-fn install(privilege: Privilege) -> Result<()> {
+fn find(provided: &str) -> Option<PathBuf> {
+    // Where a program for root is, which other users' PATHs leave out.
+    let more = ["/usr/sbin", "/sbin"].map(|directory| Path::new(directory).join(provided));
+    process::find_on_path(provided).or_else(|| more.into_iter().find(|path| path.is_file()))
+}
+
+fn install(name: &str, privilege: Privilege) -> Result<()> {
     let _policy = NoServices::enforce(privilege)?;
     let attempt = || {
         process::run(privilege.apt_get().args([
             "install",
             "--yes",
             "--no-install-recommends",
-            PACKAGE,
+            name,
         ]))
     };
     // A fresh machine has no package lists, and old ones may name files that have been replaced.
