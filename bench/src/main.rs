@@ -1,10 +1,12 @@
-//! Benchmarks of Longshore against raw clients and peers: `cargo xtask bench memory`.
+//! Benchmarks of Longshore against raw clients and peers: `cargo xtask bench memory`, `cargo xtask bench amqp`.
 //!
 //! Rates on a shared machine scatter by tens of percent, so every figure is a ratio: subject and baseline run in
 //! turn, pair by pair, and the table shows the medians.
 
+mod amqp;
 mod load;
 mod memory;
+mod plot;
 mod table;
 
 use std::path::PathBuf;
@@ -24,6 +26,10 @@ struct Options {
 enum Bench {
     /// A call over memory:// against tokio's mpsc and oneshot channels with the same JSON.
     Memory(Plan),
+    /// Calls, casts and fanouts over RabbitMQ against lapin and oslo.messaging.
+    Amqp(amqp::Plan),
+    /// One subject of `amqp` in this process, for a profiler.
+    AmqpOne(amqp::One),
 }
 
 /// How long and how often each case runs.
@@ -56,15 +62,20 @@ impl Plan {
 }
 
 fn main() -> ExitCode {
-    let Bench::Memory(plan) = Options::parse().bench;
-    match memory::run(&plan) {
+    let outcome = match Options::parse().bench {
+        Bench::Memory(plan) => memory::run(&plan).inspect(|passed| {
+            if !passed {
+                eprintln!("a ratio is below {}", plan.at_least);
+            }
+        }),
+        Bench::Amqp(plan) => amqp::run(&plan).map_err(Into::into),
+        Bench::AmqpOne(one) => amqp::run_one(&one).map(|()| true).map_err(Into::into),
+    };
+    match outcome {
         Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => {
-            eprintln!("a ratio is below {}", plan.at_least);
-            ExitCode::FAILURE
-        }
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("bench: {error}");
+            eprintln!("bench: {error:#}");
             ExitCode::FAILURE
         }
     }

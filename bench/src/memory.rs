@@ -74,7 +74,7 @@ pub(crate) fn run(plan: &Plan) -> std::result::Result<bool, Box<dyn std::error::
         rows.push(Row::of("longshore", in_flight, longshore, ratio));
     }
     print(&rows, plan.json.as_deref())?;
-    Ok(plan.only.is_some() || rows.iter().all(|row| row.ratio >= plan.at_least))
+    Ok(plan.only.is_some() || rows.iter().all(|row| row.ratio >= Some(plan.at_least)))
 }
 
 async fn one(subject: &str, in_flight: usize, time: Duration) -> Result<Run> {
