@@ -1,15 +1,16 @@
 //! The options of this driver, typed, and what they mean together.
 
-use std::fmt;
 use std::time::Duration;
 
 use messaging_core::config::Config;
 use messaging_core::options::Options;
 use messaging_core::{Error, Result, TransportUrl};
 
+use crate::address::{Node, nodes, virtual_host};
 use crate::options::OPTIONS;
+use crate::queue_names::QueueNames;
 
-const DEFAULT_PORT: u16 = 5672;
+const PLAIN_PORT: u16 = 5672;
 
 /// Which exchanges and queues are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,41 +21,19 @@ pub(crate) enum Profile {
     Durable,
 }
 
-/// Text that no `Debug` shows.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Secret(pub(crate) String);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-/// One broker node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Node {
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    pub(crate) user: String,
-    pub(crate) password: Secret,
-}
-
-impl fmt::Display for Node {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let host: String = self.host.chars().flat_map(char::escape_debug).collect();
-        if host.contains(':') {
-            write!(f, "[{host}]:{}", self.port)
-        } else {
-            write!(f, "{host}:{}", self.port)
-        }
-    }
-}
-
 /// How the driver logs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Login {
     AmqPlain,
     Plain,
+}
+
+/// Limits of quorum queues; 0: none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct QuorumLimits {
+    pub(crate) deliveries: i64,
+    pub(crate) memory_length: i64,
+    pub(crate) memory_bytes: i64,
 }
 
 /// Everything a driver instance was told.
@@ -67,7 +46,16 @@ pub(crate) struct Settings {
     /// Flags of topic exchanges, topic, server and notification queues.
     pub(crate) durable: bool,
     pub(crate) auto_delete: bool,
-    /// `x-expires` of reply and fanout queues in milliseconds.
+    /// Whether topic, server and notification queues are quorum queues, and whether reply and fanout queues are.
+    pub(crate) quorum: bool,
+    pub(crate) transient_quorum: bool,
+    pub(crate) quorum_limits: QuorumLimits,
+    /// Whether queues ask to be mirrored, which RabbitMQ has ignored since 3.0.
+    pub(crate) mirrored: bool,
+    /// Whether one stream takes the place of the fanout queues of a topic.
+    pub(crate) stream_fanout: bool,
+    pub(crate) names: QueueNames,
+    /// `x-expires` of reply and fanout queues, `x-max-age` of streams, in seconds.
     pub(crate) transient_ttl: Option<u32>,
     pub(crate) prefetch: Option<u16>,
     /// Seconds; 0: as the broker wishes.
@@ -92,7 +80,9 @@ impl Settings {
             None if url.scheme.starts_with("amqp") => Profile::Durable,
             None => Profile::Oslo,
         };
-        let durable = profile == Profile::Durable || options.bool("amqp_durable_queues");
+        let quorum = options.bool("rabbit_quorum_queue");
+        // A quorum queue is durable, and Python makes its exchange so as well.
+        let durable = profile == Profile::Durable || options.bool("amqp_durable_queues") || quorum;
         let auto_delete = options.bool("amqp_auto_delete");
         if profile == Profile::Durable
             && (auto_delete
@@ -102,8 +92,9 @@ impl Settings {
                 "amqp_durable_queues=false and amqp_auto_delete=true contradict profile=durable: leave them out, or choose profile=oslo",
             ));
         }
+        check_queues(&options, profile)?;
         let number = |name: &str, default: i64| options.int(name).unwrap_or(default);
-        let ttl = number("rabbit_transient_queues_ttl", 1800).saturating_mul(1000);
+        let ttl = number("rabbit_transient_queues_ttl", 1800);
         let prefetch = number("rabbit_qos_prefetch_count", 0);
         let longest_pause = if options.is_set("rabbit_interval_max") {
             u64::try_from(number("rabbit_interval_max", 30)).unwrap_or(30)
@@ -112,7 +103,7 @@ impl Settings {
         };
         Ok(Self {
             profile,
-            nodes: nodes(url, url.scheme.starts_with("amqp")),
+            nodes: nodes(url, url.scheme.starts_with("amqp"), PLAIN_PORT),
             vhost: virtual_host(url)?,
             login: match options.text("rabbit_login_method") {
                 Some("PLAIN") => Login::Plain,
@@ -120,6 +111,16 @@ impl Settings {
             },
             durable,
             auto_delete,
+            quorum,
+            transient_quorum: options.bool("rabbit_transient_quorum_queue"),
+            quorum_limits: QuorumLimits {
+                deliveries: number("rabbit_quorum_delivery_limit", 0),
+                memory_length: number("rabbit_quorum_max_memory_length", 0),
+                memory_bytes: number("rabbit_quorum_max_memory_bytes", 0),
+            },
+            mirrored: options.bool("rabbit_ha_queues"),
+            stream_fanout: options.bool("rabbit_stream_fanout"),
+            names: QueueNames::resolve(&options, config)?,
             transient_ttl: u32::try_from(ttl).ok().filter(|ttl| *ttl > 0),
             prefetch: u16::try_from(prefetch).ok().filter(|count| *count > 0),
             heartbeat: u16::try_from(number("heartbeat_timeout_threshold", 60)).unwrap_or(60),
@@ -131,8 +132,41 @@ impl Settings {
 
     /// Whether reply and fanout queues, and fanout exchanges, are durable.
     pub(crate) fn transient_durable(&self) -> bool {
-        self.profile == Profile::Durable
+        self.profile == Profile::Durable || self.transient_quorum
     }
+}
+
+/// Refuses combinations of options for queues that RabbitMQ or oslo.messaging refuses, and says what to change.
+fn check_queues(options: &Options, profile: Profile) -> Result<()> {
+    let quorum = ["rabbit_quorum_queue", "rabbit_transient_quorum_queue"]
+        .into_iter()
+        .find(|name| options.bool(name));
+    if let Some(quorum) = quorum
+        && options.bool("rabbit_ha_queues")
+    {
+        return Err(Error::config(format!(
+            "rabbit_ha_queues=true contradicts {quorum}=true, a queue is mirrored or a quorum queue: leave rabbit_ha_queues out"
+        )));
+    }
+    if options.bool("rabbit_quorum_queue") && options.bool("amqp_auto_delete") {
+        return Err(Error::config(
+            "amqp_auto_delete=true contradicts rabbit_quorum_queue=true, RabbitMQ has no quorum queue that deletes itself: leave amqp_auto_delete out",
+        ));
+    }
+    if options.bool("rabbit_stream_fanout") && profile == Profile::Oslo {
+        // Without it publishers would declare another exchange than servers do.
+        if !options.bool("rabbit_transient_quorum_queue") {
+            return Err(Error::config(
+                "rabbit_stream_fanout=true needs rabbit_transient_quorum_queue=true, as in oslo.messaging",
+            ));
+        }
+        if options.int("rabbit_qos_prefetch_count").unwrap_or(0) == 0 {
+            return Err(Error::config(
+                "rabbit_stream_fanout=true needs rabbit_qos_prefetch_count above 0, as in oslo.messaging",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What changes the wire and is not built is an error, never a silent difference.
@@ -142,17 +176,7 @@ fn refuse_unbuilt(url: &TransportUrl, options: &Options) -> Result<()> {
             "amqps:// needs TLS, which is not built yet: use amqp:// or rabbit:// over a trusted network or a TLS tunnel",
         ));
     }
-    for (name, what) in [
-        ("ssl", "TLS"),
-        ("rabbit_ha_queues", "x-ha-policy"),
-        ("rabbit_quorum_queue", "quorum queues"),
-        (
-            "rabbit_transient_quorum_queue",
-            "quorum queues for replies and fanout",
-        ),
-        ("rabbit_stream_fanout", "fanout by a stream"),
-        ("use_queue_manager", "stable names of private queues"),
-    ] {
+    for (name, what) in [("ssl", "TLS")] {
         if options.bool(name) {
             return Err(Error::unsupported(format!(
                 "{name}=true asks for {what}, which is not built yet: leave it out"
@@ -178,56 +202,6 @@ fn refuse_unbuilt(url: &TransportUrl, options: &Options) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-fn virtual_host(url: &TransportUrl) -> Result<String> {
-    let vhost = match url.virtual_host.as_deref() {
-        None | Some("") => "/",
-        Some(vhost) => vhost,
-    };
-    if vhost.len() > 255 {
-        return Err(Error::config(
-            "the virtual host of the transport URL is longer than 255 bytes",
-        ));
-    }
-    Ok(vhost.to_owned())
-}
-
-/// The nodes a URL means.
-///
-/// Without any host it is `guest:guest@localhost:5672`. A host without credentials sends an empty user on the schemes
-/// of oslo.messaging, as oslo.messaging does, and `guest` on `amqp`, as every other AMQP client does.
-fn nodes(url: &TransportUrl, guest: bool) -> Vec<Node> {
-    if url.hosts.is_empty() {
-        return vec![Node {
-            host: "localhost".to_owned(),
-            port: DEFAULT_PORT,
-            user: "guest".to_owned(),
-            password: Secret("guest".to_owned()),
-        }];
-    }
-    url.hosts
-        .iter()
-        .map(|host| {
-            let (user, password) = match (&host.username, &host.password) {
-                (None, None) if guest => ("guest", "guest"),
-                (user, password) => (
-                    user.as_deref().unwrap_or_default(),
-                    password.as_deref().unwrap_or_default(),
-                ),
-            };
-            Node {
-                host: host
-                    .hostname
-                    .clone()
-                    .filter(|name| !name.is_empty())
-                    .unwrap_or_else(|| "localhost".to_owned()),
-                port: host.port.unwrap_or(DEFAULT_PORT),
-                user: user.to_owned(),
-                password: Secret(password.to_owned()),
-            }
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -305,7 +279,7 @@ mod tests {
     #[test]
     fn numbers_are_read_and_bounded() {
         let defaults = settings("rabbit://h/").unwrap();
-        assert_eq!(defaults.transient_ttl, Some(1_800_000));
+        assert_eq!(defaults.transient_ttl, Some(1_800));
         assert_eq!(defaults.prefetch, None);
         assert_eq!(defaults.heartbeat, 60);
         assert_eq!(defaults.longest_pause, Duration::from_secs(10));
@@ -328,6 +302,39 @@ mod tests {
         }
         let vhost = "v".repeat(256);
         assert!(settings(&format!("rabbit://h/{vhost}")).is_err());
+    }
+
+    #[test]
+    fn options_for_queues_that_contradict_each_other_are_refused() {
+        for (query, named) in [
+            (
+                "rabbit_ha_queues=true&rabbit_quorum_queue=true",
+                "rabbit_ha_queues",
+            ),
+            (
+                "rabbit_ha_queues=true&rabbit_transient_quorum_queue=true",
+                "rabbit_transient_quorum_queue",
+            ),
+            (
+                "rabbit_quorum_queue=true&amqp_auto_delete=true",
+                "amqp_auto_delete",
+            ),
+            (
+                "rabbit_stream_fanout=true&rabbit_qos_prefetch_count=1",
+                "rabbit_transient_quorum_queue",
+            ),
+            (
+                "rabbit_stream_fanout=true&rabbit_transient_quorum_queue=true",
+                "rabbit_qos_prefetch_count",
+            ),
+            ("use_queue_manager=true&hostname=a/b", "hostname"),
+        ] {
+            let error = settings(&format!("rabbit://h/?{query}")).unwrap_err();
+            assert_eq!(error.kind(), messaging_core::ErrorKind::Config, "{query}");
+            assert!(error.message().contains(named), "{query}: {error}");
+        }
+        let stream = settings("amqp://h/?rabbit_stream_fanout=true").unwrap();
+        assert!(stream.stream_fanout && stream.transient_durable());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use lapin::options::{
     ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::FieldTable;
 use lapin::{Channel, ExchangeKind};
 use messaging_core::Result;
 use messaging_core::driver::{Address, Presence};
@@ -247,10 +247,6 @@ impl<'a> Declarer<'a> {
         durable: bool,
         passive: bool,
     ) -> Result<(), Fault> {
-        let mut arguments = FieldTable::default();
-        if let Some(expires) = queue.expires {
-            arguments.insert("x-expires".into(), AMQPValue::LongLongInt(expires.into()));
-        }
         let channel = self.channel().await?;
         let declared = within(channel.queue_declare(
             queue.name.as_str().into(),
@@ -261,7 +257,7 @@ impl<'a> Declarer<'a> {
                 auto_delete: queue.auto_delete,
                 nowait: false,
             },
-            arguments,
+            queue.arguments.clone(),
         ))
         .await;
         if declared.is_err() {

@@ -223,7 +223,10 @@ impl AmqpDriver {
     }
 
     async fn inbox_made(&self) -> Result<InboxAddress> {
-        let (address, mut state) = self.start_inbox()?;
+        let (address, mut state) = match self.known_inbox() {
+            Some(made) => made,
+            None => self.start_inbox(self.private_name().await?)?,
+        };
         let result = {
             let state = state
                 .wait_for(|state| state.made || state.failed.is_some())
@@ -244,13 +247,32 @@ impl AmqpDriver {
         result
     }
 
-    fn start_inbox(&self) -> Result<(InboxAddress, watch::Receiver<InboxState>)> {
+    fn known_inbox(&self) -> Option<(InboxAddress, watch::Receiver<InboxState>)> {
+        let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        inbox.clone()
+    }
+
+    /// What makes the name of a reply or fanout queue this process's own.
+    async fn private_name(&self) -> Result<String> {
+        let settings = Arc::clone(&self.settings);
+        if settings.names.is_random() {
+            return settings.names.next();
+        }
+        // It may have to wait for another process.
+        self.runtime()?
+            .spawn_blocking(move || settings.names.next())
+            .await
+            .unwrap_or_else(|_| Err(closed()))
+    }
+
+    fn start_inbox(&self, unique: String) -> Result<(InboxAddress, watch::Receiver<InboxState>)> {
         let runtime = self.runtime()?;
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(made) = &*inbox {
+            // Somebody was faster; the name is left over.
             return Ok(made.clone());
         }
-        let queue = topology::reply_queue(&self.settings, &topology::unique());
+        let queue = topology::reply_queue(&self.settings, &unique);
         let address = InboxAddress::new(queue.name.as_str());
         let state = watch::Sender::new(InboxState::default());
         let watch = state.subscribe();
@@ -367,7 +389,11 @@ impl Driver for AmqpDriver {
                 topic,
                 server,
             } => {
-                let unique = topology::unique();
+                let unique = if self.settings.stream_fanout {
+                    String::new()
+                } else {
+                    self.private_name().await?
+                };
                 let queues =
                     topology::server_queues(&self.settings, exchange, topic, server, &unique)?;
                 queues
@@ -392,7 +418,9 @@ impl Driver for AmqpDriver {
         let (commands, asked) = mpsc::channel(queues.len() * 2 + 8);
         let mailbox = Arc::new(Mailbox::default());
         let listener = AmqpListener::new(
-            queues.iter().map(|(_, via)| *via),
+            queues
+                .iter()
+                .map(|(queue, via)| (*via, queue.stream.clone())),
             Arc::clone(&mailbox),
             commands,
             runtime.clone(),

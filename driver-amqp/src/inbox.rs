@@ -11,6 +11,7 @@ use messaging_core::driver::Event;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use crate::arguments;
 use crate::config::Settings;
 use crate::connection::{Connection, LinkState, Session, Stage, stopped};
 use crate::declare::Declarer;
@@ -18,7 +19,7 @@ use crate::error::{Fault, topology_failed};
 use crate::link::within;
 use crate::outgoing::Events;
 use crate::properties;
-use crate::topology::{Queue, consumer_arguments};
+use crate::topology::Queue;
 
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -43,7 +44,7 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    /// Runs until the driver stops; then the queue is deleted.
+    /// Runs until the driver stops; then the queue is deleted, unless its name comes back.
     pub(crate) async fn run(mut self) {
         let mut failures: u32 = 0;
         loop {
@@ -71,7 +72,9 @@ impl Inbox {
                     self.ready.send_replace(false);
                     if ended {
                         let _ = within(channel.close(200, "done".into())).await;
-                        self.delete(&session).await;
+                        if self.queue.disposable {
+                            self.delete(&session).await;
+                        }
                         break;
                     }
                 }
@@ -87,8 +90,9 @@ impl Inbox {
                     if !self.state.borrow().made
                         && error.kind() != messaging_core::ErrorKind::Disconnected
                     {
-                        self.state
-                            .send_modify(|state| state.failed = Some(error.clone()));
+                        // The next call asks for a new one.
+                        self.state.send_modify(|state| state.failed = Some(error));
+                        break;
                     }
                 }
             }
@@ -116,7 +120,7 @@ impl Inbox {
                 no_ack: true,
                 ..BasicConsumeOptions::default()
             },
-            consumer_arguments(&self.settings),
+            arguments::consumer(&self.settings, &self.queue),
         ))
         .await
         .map_err(failed)?;

@@ -8,9 +8,13 @@
 //! The options, each with what is done about it, and the guarantees are in the crate's README.
 
 mod acks;
+mod address;
+mod arguments;
 mod config;
 mod confirms;
 mod connection;
+#[cfg(target_os = "linux")]
+mod counter;
 mod declare;
 mod driver;
 mod error;
@@ -23,7 +27,9 @@ mod outgoing;
 mod plain;
 mod properties;
 mod publisher;
+mod queue_names;
 mod reactor;
+mod stream;
 mod subscription;
 mod topology;
 

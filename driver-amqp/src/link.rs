@@ -22,7 +22,8 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tracing::dispatcher::{DefaultGuard, Dispatch};
 
-use crate::config::{Login, Node, Settings};
+use crate::address::Node;
+use crate::config::{Login, Settings};
 use crate::error::{Fault, login_failed};
 use crate::guard::Guarded;
 use crate::reactor;

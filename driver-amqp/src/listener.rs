@@ -10,7 +10,9 @@ use std::time::Instant;
 use async_trait::async_trait;
 use futures_util::Stream as _;
 use lapin::Consumer;
-use messaging_core::driver::{Delivery, Incoming, Listener, Message, Settlement, Verdict, Via};
+use messaging_core::driver::{
+    Delivery, Incoming, Listener, Message, Settlement, Settler, Verdict, Via,
+};
 use messaging_core::{Error, ErrorKind, Result};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
@@ -18,6 +20,7 @@ use tokio::task::JoinHandle;
 
 use crate::acks::Acks;
 use crate::properties;
+use crate::stream::{Position, StreamSettler};
 use crate::subscription::{Command, Mailbox};
 
 pub(crate) struct AmqpListener {
@@ -44,6 +47,7 @@ struct Arrived {
 struct Slot {
     consumer: Option<Consumer>,
     via: Via,
+    stream: Option<Arc<Position>>,
 }
 
 /// A packed body on its way through the blocking pool; later deliveries wait for it.
@@ -62,7 +66,7 @@ struct Delivered {
 
 impl AmqpListener {
     pub(crate) fn new(
-        vias: impl Iterator<Item = Via>,
+        vias: impl Iterator<Item = (Via, Option<Arc<Position>>)>,
         mailbox: Arc<Mailbox>,
         commands: mpsc::Sender<Command>,
         runtime: Handle,
@@ -70,9 +74,10 @@ impl AmqpListener {
     ) -> Self {
         Self {
             slots: vias
-                .map(|via| Slot {
+                .map(|(via, stream)| Slot {
                     consumer: None,
                     via,
+                    stream,
                 })
                 .collect(),
             epoch: 0,
@@ -150,21 +155,26 @@ impl AmqpListener {
         }
     }
 
-    fn settlement(&self, delivery: &lapin::message::Delivery) -> Settlement {
-        Settlement::new(
-            Arc::clone(&self.acks) as Arc<dyn messaging_core::driver::Settler>,
-            delivery.delivery_tag,
-        )
+    fn settlement(&self, slot: usize, delivery: &lapin::message::Delivery) -> Settlement {
+        let acks = Arc::clone(&self.acks);
+        let settler: Arc<dyn Settler> = match self.slots[slot].stream {
+            Some(_) => Arc::new(StreamSettler(acks)),
+            None => acks,
+        };
+        Settlement::new(settler, delivery.delivery_tag)
     }
 
     /// Reads a delivery; a packed one goes to the blocking pool first.
     fn read(&mut self, arrived: Arrived) -> Option<Incoming> {
         let delivery = arrived.delivery;
+        if let Some(position) = &self.slots[arrived.slot].stream {
+            position.passed(&delivery.properties);
+        }
         let delivered = Delivered {
             via: self.slots[arrived.slot].via,
             received: arrived.at,
             redelivered: delivery.redelivered,
-            settlement: self.settlement(&delivery),
+            settlement: self.settlement(arrived.slot, &delivery),
         };
         match properties::incoming(&delivery.properties, delivery.data, self.max_body) {
             Err(reason) => Some(rejected(delivered, reason)),
@@ -297,7 +307,7 @@ impl Listener for AmqpListener {
         // After cancel-ok everything that was delivered is in the consumers.
         self.take_in(&mut Context::from_waker(std::task::Waker::noop()));
         for arrived in std::mem::take(&mut self.arrived) {
-            drop(self.settlement(&arrived.delivery));
+            drop(self.settlement(arrived.slot, &arrived.delivery));
         }
         asked?;
         self.ask(deadline, Command::Flush).await

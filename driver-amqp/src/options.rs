@@ -109,36 +109,36 @@ pub static OPTIONS: OptionGroup = OptionGroup {
         ),
         boolean(
             "rabbit_ha_queues",
-            "x-ha-policy; not built, so that true is refused",
+            "queues are declared with x-ha-policy, which RabbitMQ has ignored since 3.0",
         ),
         boolean(
             "rabbit_quorum_queue",
-            "quorum queues; not built yet, so that true is refused",
+            "topic, server and notification queues are quorum queues, and durable",
         ),
         boolean(
             "rabbit_transient_quorum_queue",
-            "quorum queues for replies and fanout; not built yet, so that true is refused",
+            "reply and fanout queues are quorum queues, and durable",
         ),
         integer(
             "rabbit_quorum_delivery_limit",
             0,
             i64::MAX,
             "0",
-            "only read with quorum queues",
+            "deliveries of a message after which a quorum queue drops it; 0: the broker decides",
         ),
         integer(
             "rabbit_quorum_max_memory_length",
             0,
             i64::MAX,
             "0",
-            "only read with quorum queues",
+            "messages a quorum queue keeps in memory; 0: the broker decides",
         ),
         integer(
             "rabbit_quorum_max_memory_bytes",
             0,
             i64::MAX,
             "0",
-            "only read with quorum queues",
+            "bytes a quorum queue keeps in memory; 0: the broker decides",
         ),
         integer(
             "rabbit_transient_queues_ttl",
@@ -146,7 +146,7 @@ pub static OPTIONS: OptionGroup = OptionGroup {
             // The broker takes at most 2^32 - 1 milliseconds.
             4_294_967,
             "1800",
-            "seconds after which an unused reply or fanout queue is deleted; 0: never",
+            "seconds after which an unused reply or fanout queue is deleted, and a message of a stream; 0: never",
         ),
         integer(
             "rabbit_qos_prefetch_count",
@@ -181,13 +181,19 @@ pub static OPTIONS: OptionGroup = OptionGroup {
         ),
         boolean(
             "use_queue_manager",
-            "stable names of private queues; not built yet, so that true is refused",
+            "reply and fanout queues have names that come back when the service restarts: host, process, count",
         ),
-        text("hostname", "only read with use_queue_manager"),
-        text("processname", "only read with use_queue_manager"),
+        text(
+            "hostname",
+            "the host in stable names; its own name unless it is set",
+        ),
+        text(
+            "processname",
+            "the process in stable names; the program's file name unless it is set",
+        ),
         boolean(
             "rabbit_stream_fanout",
-            "one stream for fanout; not built yet, so that true is refused",
+            "one stream per topic takes the place of all its fanout queues; needs rabbit_transient_quorum_queue and rabbit_qos_prefetch_count",
         ),
     ],
 };

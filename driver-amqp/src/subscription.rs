@@ -15,12 +15,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, sleep_until};
 
 use crate::acks::{AckWriter, Acks};
+use crate::arguments;
 use crate::config::Settings;
 use crate::connection::{Connection, Replay, Session, Stage, stopped};
 use crate::declare::Declarer;
 use crate::error::{Fault, topology_failed};
 use crate::link::within;
-use crate::topology::{Queue, consumer_arguments};
+use crate::topology::Queue;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -248,7 +249,7 @@ impl Subscriber {
             queue.name.as_str().into(),
             tag.into(),
             BasicConsumeOptions::default(),
-            consumer_arguments(&self.settings),
+            arguments::consumer(&self.settings, queue),
         ))
         .await
         .map_err(|fault| {
@@ -322,6 +323,9 @@ impl Subscriber {
         let (count, _) = live.losses;
         for slot in std::mem::take(&mut live.lost) {
             tracing::warn!(queue = %self.queues[slot].0.name.escape_debug(), "the broker cancelled a consumer, subscribing again");
+            if let Some(position) = &self.queues[slot].0.stream {
+                position.reset();
+            }
             let mut declarer = Declarer::new(&live.session.link, &self.settings);
             declarer.queue(&self.queues[slot].0).await?;
             declarer.finish().await;
@@ -392,7 +396,7 @@ impl Subscriber {
 
     async fn delete_private(&self, session: &Session) {
         let mut declarer = Declarer::new(&session.link, &self.settings);
-        for (queue, _) in self.queues.iter().filter(|(queue, _)| queue.private) {
+        for (queue, _) in self.queues.iter().filter(|(queue, _)| queue.disposable) {
             if let Err(fault) = declarer.delete(&queue.name).await {
                 tracing::debug!(queue = %queue.name.escape_debug(), %fault, "a private queue is left to expire");
             }

@@ -8,7 +8,9 @@ use messaging_core::driver::{Address, NotificationBinding};
 use messaging_core::target::check_name;
 use messaging_core::{Error, ErrorKind, Result};
 
+use crate::arguments;
 use crate::config::{Profile, Settings};
+use crate::stream::Position;
 
 const LONGEST_NAME: usize = 255;
 
@@ -160,10 +162,12 @@ pub(crate) struct Queue {
     pub(crate) name: String,
     pub(crate) durable: bool,
     pub(crate) auto_delete: bool,
-    pub(crate) expires: Option<u32>,
+    pub(crate) arguments: FieldTable,
     pub(crate) bindings: Vec<(Exchange, String)>,
-    /// It is this process's alone, so that it is deleted on a clean end.
-    pub(crate) private: bool,
+    /// Nobody will ask for it again, so that it is deleted on a clean end.
+    pub(crate) disposable: bool,
+    /// A stream, and where reading it goes on.
+    pub(crate) stream: Option<Arc<Position>>,
 }
 
 pub(crate) fn topic_exchange(settings: &Settings, name: &str) -> Exchange {
@@ -196,34 +200,66 @@ pub(crate) fn server_queues(
     check_exchange(exchange)?;
     check("topic", topic)?;
     check("server", server)?;
-    let shared = topic_exchange(settings, exchange);
-    let bound = |name: String, expires: Option<u32>| Queue {
-        bindings: vec![(shared.clone(), name.clone())],
+    let mut own = shared_queue(settings, bounded(format!("{topic}.{server}"))?);
+    if settings.profile == Profile::Durable {
+        // Otherwise the queues of servers that are gone for good collect messages for ever.
+        arguments::expire(&mut own.arguments, settings);
+    }
+    let mut queues = [
+        shared_queue(settings, topic.to_owned()),
+        own,
+        fanout_queue(settings, topic, unique)?,
+    ];
+    for queue in &mut queues[..2] {
+        let bound = (topic_exchange(settings, exchange), queue.name.clone());
+        queue.bindings.push(bound);
+    }
+    Ok(queues)
+}
+
+/// A queue that servers or listeners share, not bound yet.
+fn shared_queue(settings: &Settings, name: String) -> Queue {
+    Queue {
         name,
         durable: settings.durable,
         auto_delete: settings.auto_delete,
-        expires,
-        private: false,
-    };
-    let own = bounded(format!("{topic}.{server}"))?;
-    let own_expires = match settings.profile {
-        Profile::Oslo => None,
-        // Otherwise the queues of servers that are gone for good collect messages for ever.
-        Profile::Durable => settings.transient_ttl,
-    };
-    let all = fanout(settings, fanout_exchange(topic)?);
-    Ok([
-        bound(topic.to_owned(), None),
-        bound(own, own_expires),
+        arguments: arguments::shared(settings),
+        bindings: Vec::new(),
+        disposable: false,
+        stream: None,
+    }
+}
+
+/// A queue for one reader, not bound yet.
+fn private_queue(settings: &Settings, name: String) -> Queue {
+    Queue {
+        name,
+        durable: settings.transient_durable(),
+        auto_delete: false,
+        arguments: arguments::private(settings),
+        bindings: Vec::new(),
+        disposable: settings.names.is_random(),
+        stream: None,
+    }
+}
+
+/// The queue of a server's own that fanout fills, or the one stream of all servers of the topic.
+fn fanout_queue(settings: &Settings, topic: &str, unique: &str) -> Result<Queue> {
+    let exchange = fanout_exchange(topic)?;
+    let mut queue = if settings.stream_fanout {
         Queue {
-            name: bounded(format!("{topic}_fanout_{unique}"))?,
-            durable: settings.transient_durable(),
-            auto_delete: false,
-            expires: settings.transient_ttl,
-            bindings: vec![(all, topic.to_owned())],
-            private: true,
-        },
-    ])
+            durable: true,
+            arguments: arguments::stream(settings),
+            disposable: false,
+            stream: Some(Arc::new(Position::last())),
+            ..private_queue(settings, exchange.clone())
+        }
+    } else {
+        private_queue(settings, bounded(format!("{topic}_fanout_{unique}"))?)
+    };
+    let bound = (fanout(settings, exchange), topic.to_owned());
+    queue.bindings.push(bound);
+    Ok(queue)
 }
 
 /// The queues of a notification listener: one per topic and priority, or one for the whole pool.
@@ -248,14 +284,11 @@ pub(crate) fn notification_queues(
         let bound = (topic_exchange(settings, &binding.exchange), key);
         match queues.iter_mut().find(|queue| queue.name == name) {
             Some(queue) => queue.bindings.push(bound),
-            None => queues.push(Queue {
-                name,
-                durable: settings.durable,
-                auto_delete: settings.auto_delete,
-                expires: None,
-                bindings: vec![bound],
-                private: false,
-            }),
+            None => {
+                let mut queue = shared_queue(settings, name);
+                queue.bindings.push(bound);
+                queues.push(queue);
+            }
         }
     }
     if queues.is_empty() {
@@ -268,35 +301,15 @@ pub(crate) fn notification_queues(
 
 /// The queue a sender of notifications declares, so that nothing is lost before anybody listens.
 pub(crate) fn sender_queue(settings: &Settings, exchange: &str, key: &str) -> Queue {
-    Queue {
-        name: key.to_owned(),
-        durable: settings.durable,
-        auto_delete: settings.auto_delete,
-        expires: None,
-        bindings: vec![(topic_exchange(settings, exchange), key.to_owned())],
-        private: false,
-    }
+    let mut queue = shared_queue(settings, key.to_owned());
+    let bound = (topic_exchange(settings, exchange), key.to_owned());
+    queue.bindings.push(bound);
+    queue
 }
 
 /// The queue replies come back to.
 pub(crate) fn reply_queue(settings: &Settings, unique: &str) -> Queue {
-    Queue {
-        name: format!("reply_{unique}"),
-        durable: settings.transient_durable(),
-        auto_delete: false,
-        expires: settings.transient_ttl,
-        bindings: Vec::new(),
-        private: true,
-    }
-}
-
-/// The arguments of a consumer.
-pub(crate) fn consumer_arguments(settings: &Settings) -> FieldTable {
-    let mut arguments = FieldTable::default();
-    if settings.cancel_on_failover {
-        arguments.insert("x-cancel-on-ha-failover".into(), AMQPValue::Boolean(true));
-    }
-    arguments
+    private_queue(settings, format!("reply_{unique}"))
 }
 
 /// 32 lower-case hex digits of a version 4 UUID, as Python's `uuid4().hex`.

@@ -14,4 +14,5 @@ mod raw_requests;
 mod rust_calls;
 mod support;
 mod topology;
+mod topology_options;
 mod wire;

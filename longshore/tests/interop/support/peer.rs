@@ -23,6 +23,11 @@ pub(crate) fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../interop")
 }
 
+/// Where oslo.messaging's queue manager keeps its locks; without a place it refuses to count.
+pub(crate) fn locks() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("oslo-locks")
+}
+
 type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Value>>>>;
 
 /// A running peer. Dropped, it is killed; and it ends by itself when its stdin does, should this process be killed.
@@ -58,6 +63,7 @@ impl Peer {
             .arg(folder().join(script))
             .arg(url)
             .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("OSLO_LOCK_PATH", locks())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(&log).unwrap())
