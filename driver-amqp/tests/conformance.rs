@@ -16,12 +16,17 @@ impl Harness for Amqp {
     }
 
     fn url(&self) -> Result<String, Skip> {
+        // The other scheme names a broker that has the durable queues alone, as one that denies
+        // transient ones must be named.
         env_url("RABBITMQ_URL", "rabbit")
+            .or_else(|skip| env_url("RABBITMQ_URL", "amqp").map_err(|_| skip))
     }
 
     fn variants(&self, url: &str) -> Vec<Variant> {
-        let durable = url.replacen("rabbit:", "amqp:", 1);
-        vec![Variant::new("durable", durable)]
+        match url.strip_prefix("rabbit:") {
+            Some(rest) => vec![Variant::new("durable", format!("amqp:{rest}"))],
+            None => Vec::new(),
+        }
     }
 
     // As with oslo.messaging, the queues of topics and servers outlive them.
