@@ -132,26 +132,34 @@ fn brokers(arguments: &Brokers) -> Result<()> {
     match (node, broker) {
         (Some(name), release) => act(&Node::new(name, *release)?, *action),
         (None, Some(release)) => act(&Node::default_of(*release)?, *action),
-        (None, None) => {
-            for role in &ROLES {
-                match role.outside() {
-                    Some(url) => match action {
-                        Action::Up | Action::Status => role.describe_outside(&url)?,
-                        Action::Down => {}
-                        Action::Start | Action::Stop | Action::Kill | Action::Restart => bail!(
-                            "{} names an outside broker, which is left alone: unset it, or name a \
-                             node of the project's own with --node",
-                            role.url
-                        ),
-                    },
-                    None => act(&role.node()?, *action)?,
-                }
-            }
-            match action {
-                Action::Up => broker::install_proxy(),
-                _ => Ok(()),
-            }
+        (None, None) => all_roles(*action),
+    }
+}
+
+/// Does `action` to every broker that the tests use.
+fn all_roles(action: Action) -> Result<()> {
+    for role in &ROLES {
+        // Before anything is done to the others.
+        if let (Some(_), Action::Start | Action::Stop | Action::Kill | Action::Restart) =
+            (role.outside(), action)
+        {
+            bail!(
+                "{} names an outside broker, which is left alone: unset it, or name a node of the \
+                 project's own with --node",
+                role.url
+            );
         }
+    }
+    for role in &ROLES {
+        match (role.outside(), action) {
+            (None, _) => act(&role.node()?, action)?,
+            (Some(url), Action::Up) => role.describe_outside(&url)?,
+            (Some(_), _) => {}
+        }
+    }
+    match action {
+        Action::Up => broker::install_proxy(),
+        _ => Ok(()),
     }
 }
 

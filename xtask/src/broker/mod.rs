@@ -7,6 +7,7 @@ mod lock;
 mod node;
 mod package;
 mod ports;
+mod record;
 mod release;
 mod root;
 

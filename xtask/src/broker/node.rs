@@ -10,18 +10,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
 
 use super::{
-    PROBE, amqp::Endpoint, lock, nodes_directory, package, ports::Ports, release::Release,
+    PROBE, amqp::Endpoint, lock, nodes_directory, package, ports::Ports, record, release::Release,
 };
 use crate::process::{self, Process, Signal};
 
 /// Marks the processes of the server itself, as opposed to those of a `rabbitmqctl`.
 const MARK: &str = "LONGSHORE_BROKER_NODE";
-
-/// The file in a node's directory that names its release.
-const RELEASE: &str = "release";
 
 /// From the start of the process until the virtual host can be opened.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -51,7 +47,7 @@ impl Node {
         }
         let directory = nodes_directory().join(name);
         let release = release
-            .or_else(|| recorded_release(&directory))
+            .or_else(|| record::release(&directory))
             .or_else(|| Release::of_default_node(name))
             .unwrap_or(Release::Three);
         Ok(Self {
@@ -127,12 +123,7 @@ impl Node {
             remove(&self.directory.join(leftover))?;
         }
         self.end_stragglers()?;
-        let others = self.ports_of_others()?;
-        let ports = match self.ports() {
-            Ok(ports) if ports.free() && !others.contains(&ports) => ports,
-            _ => Ports::find(&others)?,
-        };
-        self.record(ports)?;
+        let ports = self.choose_ports()?;
         self.launch(ports)?;
         Ok(true)
     }
@@ -197,7 +188,7 @@ impl Node {
 
     /// An error if the node is another release than the one that was asked for.
     fn check_release(&self) -> Result<()> {
-        match recorded_release(&self.directory) {
+        match record::release(&self.directory) {
             Some(recorded) if recorded != self.release => bail!(
                 "node `{0}` is of {1}: name another node, or run `cargo xtask brokers --node {0} down` and `up`",
                 self.name,
@@ -344,45 +335,6 @@ impl Node {
             &format!("starting or stopping node `{}`", self.name),
         )
     }
-
-    /// The ports of the last time this node was up.
-    fn ports(&self) -> Result<Ports> {
-        let file = self.directory.join("ports");
-        let content = fs::read_to_string(&file).with_context(|| {
-            format!(
-                "node `{}` has never been up here: run `cargo xtask brokers up`",
-                self.name
-            )
-        })?;
-        Ports::parse(&content).with_context(|| format!("{} is damaged", file.display()))
-    }
-
-    /// The ports of the other nodes. One that is stopped or killed at the moment comes back on its own.
-    fn ports_of_others(&self) -> Result<Vec<Ports>> {
-        let nodes = super::known_nodes()?;
-        let others = nodes.iter().filter(|node| node.name != self.name);
-        Ok(others.filter_map(|node| node.ports().ok()).collect())
-    }
-
-    fn record(&self, ports: Ports) -> Result<()> {
-        fs::create_dir_all(&self.directory)?;
-        fs::write(self.directory.join(RELEASE), self.release.name())?;
-        Ok(fs::write(self.directory.join("ports"), ports.to_string())?)
-    }
-
-    /// The last lines that the node wrote, for an error.
-    fn log_tail(&self) -> String {
-        let file = self.directory.join("log/start.log");
-        let log = fs::read_to_string(&file).unwrap_or_default();
-        let lines: Vec<_> = log.lines().filter(|line| !line.trim().is_empty()).collect();
-        let tail = lines[lines.len().saturating_sub(15)..].join("\n    ");
-        format!("{} ends with:\n    {tail}", file.display())
-    }
-}
-
-fn recorded_release(directory: &Path) -> Option<Release> {
-    let name = fs::read_to_string(directory.join(RELEASE)).ok()?;
-    Release::from_str(&name, false).ok()
 }
 
 fn names(processes: &[Process]) -> String {

@@ -115,10 +115,11 @@ fn check_privileges() -> Result<()> {
 
 fn make(staged: &Path) -> Result<()> {
     let mirror = mirror()?;
-    let mut command = Command::new("unshare");
+    let mut command = Command::new("setpriv");
     command
-        // Whatever mmdebstrap mounts and starts ends with it, however it ends.
-        .args(["--mount", "--propagation", "private"])
+        // Whatever mmdebstrap mounts and starts ends with it, and it with us, however we end.
+        .args(["--pdeathsig", "KILL"])
+        .args(["unshare", "--mount", "--propagation", "private"])
         .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
         .args(["mmdebstrap", "--variant=apt", "--include=rabbitmq-server"])
         // A mirror may be a snapshot, whose lists are past their date.
