@@ -9,8 +9,10 @@ use messaging_core::{Error, Result, TransportUrl};
 use crate::address::{Node, nodes, virtual_host};
 use crate::options::OPTIONS;
 use crate::queue_names::QueueNames;
+use crate::tls::Tls;
 
 const PLAIN_PORT: u16 = 5672;
+const TLS_PORT: u16 = 5671;
 
 /// Which exchanges and queues are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub(crate) enum Profile {
 pub(crate) enum Login {
     AmqPlain,
     Plain,
+    /// By what the broker knows of the link: the certificate.
+    External,
 }
 
 /// Limits of quorum queues; 0: none.
@@ -43,6 +47,8 @@ pub(crate) struct Settings {
     pub(crate) nodes: Vec<Node>,
     pub(crate) vhost: String,
     pub(crate) login: Login,
+    /// Without it the links are not encrypted.
+    pub(crate) tls: Option<Tls>,
     /// Flags of topic exchanges, topic, server and notification queues.
     pub(crate) durable: bool,
     pub(crate) auto_delete: bool,
@@ -73,7 +79,7 @@ impl Settings {
     /// `Config` for a bad value, `Unsupported` for an option that is known and not built yet.
     pub(crate) fn resolve(url: &TransportUrl, config: &Config, max_body: usize) -> Result<Self> {
         let options = Options::resolve(&OPTIONS, url, config)?;
-        refuse_unbuilt(url, &options)?;
+        refuse_unbuilt(&options)?;
         let profile = match options.text("profile") {
             Some("durable") => Profile::Durable,
             Some(_) => Profile::Oslo,
@@ -93,6 +99,13 @@ impl Settings {
             ));
         }
         check_queues(&options, profile)?;
+        let tls = Tls::resolve(url, &options)?;
+        let login = login(&options, tls.as_ref())?;
+        // With ssl=true the port stays as it is in oslo.messaging.
+        let port = match url.scheme.as_str() {
+            "amqps" => TLS_PORT,
+            _ => PLAIN_PORT,
+        };
         let number = |name: &str, default: i64| options.int(name).unwrap_or(default);
         let ttl = number("rabbit_transient_queues_ttl", 1800);
         let prefetch = number("rabbit_qos_prefetch_count", 0);
@@ -103,12 +116,10 @@ impl Settings {
         };
         Ok(Self {
             profile,
-            nodes: nodes(url, url.scheme.starts_with("amqp"), PLAIN_PORT),
+            nodes: nodes(url, url.scheme.starts_with("amqp"), port),
             vhost: virtual_host(url)?,
-            login: match options.text("rabbit_login_method") {
-                Some("PLAIN") => Login::Plain,
-                _ => Login::AmqPlain,
-            },
+            login,
+            tls,
             durable,
             auto_delete,
             quorum,
@@ -169,20 +180,22 @@ fn check_queues(options: &Options, profile: Profile) -> Result<()> {
     Ok(())
 }
 
+fn login(options: &Options, tls: Option<&Tls>) -> Result<Login> {
+    match options.text("rabbit_login_method") {
+        Some("PLAIN") => Ok(Login::Plain),
+        Some("EXTERNAL") if tls.is_none_or(|tls| tls.identity.is_none()) => Err(Error::config(
+            "rabbit_login_method=EXTERNAL logs in by a certificate: use TLS (amqps:// or ssl=true) with ssl_cert_file and ssl_key_file",
+        )),
+        Some("EXTERNAL") => Ok(Login::External),
+        Some("RABBIT-CR-DEMO") => Err(Error::unsupported(
+            "rabbit_login_method=RABBIT-CR-DEMO is a demonstration and not built: use AMQPLAIN, PLAIN or EXTERNAL",
+        )),
+        _ => Ok(Login::AmqPlain),
+    }
+}
+
 /// What changes the wire and is not built is an error, never a silent difference.
-fn refuse_unbuilt(url: &TransportUrl, options: &Options) -> Result<()> {
-    if url.scheme == "amqps" {
-        return Err(Error::unsupported(
-            "amqps:// needs TLS, which is not built yet: use amqp:// or rabbit:// over a trusted network or a TLS tunnel",
-        ));
-    }
-    for (name, what) in [("ssl", "TLS")] {
-        if options.bool(name) {
-            return Err(Error::unsupported(format!(
-                "{name}=true asks for {what}, which is not built yet: leave it out"
-            )));
-        }
-    }
+fn refuse_unbuilt(options: &Options) -> Result<()> {
     if let Some(codec) = options
         .text("kombu_compression")
         .filter(|codec| !codec.is_empty())
@@ -194,11 +207,6 @@ fn refuse_unbuilt(url: &TransportUrl, options: &Options) -> Result<()> {
             .collect();
         return Err(Error::unsupported(format!(
             "kombu_compression={shown} asks for compressed sending, which is not built yet: leave it out; compressed messages are read without it"
-        )));
-    }
-    if let Some(method @ ("EXTERNAL" | "RABBIT-CR-DEMO")) = options.text("rabbit_login_method") {
-        return Err(Error::unsupported(format!(
-            "rabbit_login_method={method} is not built: use AMQPLAIN or PLAIN"
         )));
     }
     Ok(())

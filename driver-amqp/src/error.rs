@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use messaging_core::{Error, ErrorKind};
 
+use crate::config::{Login, Settings};
+use crate::socket::FirstByte;
+
 /// The reply codes of AMQP this driver acts on.
 pub(crate) mod code {
     /// An operator or the broker's shutdown closed the connection.
@@ -95,7 +98,26 @@ impl fmt::Display for Fault {
 }
 
 /// A failed login: the error, and whether trying again cannot help.
-pub(crate) fn login_failed(address: &str, fault: &Fault) -> (Error, bool) {
+pub(crate) fn login_failed(
+    address: &str,
+    fault: &Fault,
+    settings: &Settings,
+    first: &FirstByte,
+) -> (Error, bool) {
+    if first.is_tls() {
+        let text = format!(
+            "{address} speaks TLS on this port: use amqps://, or ssl=true, or its port without TLS"
+        );
+        return (Error::config(text), true);
+    }
+    #[cfg(feature = "tls")]
+    if let (Some(tls), Fault::Amqp(error)) = (&settings.tls, fault)
+        && let lapin::ErrorKind::IOError(error) = error.kind()
+        && let Some(error) = crate::handshake::refusal(error)
+    {
+        // Under TLS 1.3 a broker judges a client's certificate when the client is through with the handshake.
+        return crate::handshake::explain(tls, address, error);
+    }
     let (kind, permanent) = match fault.code() {
         Some(code::ACCESS_REFUSED) => (ErrorKind::Unauthorized, true),
         // The broker has one code for a virtual host that is not there and one the user may not enter.
@@ -104,6 +126,9 @@ pub(crate) fn login_failed(address: &str, fault: &Fault) -> (Error, bool) {
         _ => (ErrorKind::Connect, false),
     };
     let text = match kind {
+        ErrorKind::Unauthorized if settings.login == Login::External => format!(
+            "{address} refused the login by certificate or the access to the virtual host: {fault}; check that it offers EXTERNAL and knows the certificate's name as a user"
+        ),
         ErrorKind::Unauthorized => format!(
             "{address} refused the user or its access to the virtual host: {fault}; check user, password and virtual host of the transport URL"
         ),

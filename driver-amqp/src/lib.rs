@@ -2,13 +2,15 @@
 //!
 //! Schemes: `rabbit://` and `kombu://` make exactly the exchanges, queues, flags and properties of oslo.messaging, so
 //! that Python and Rust services share queues and calls. `amqp://` makes durable ones that RabbitMQ 4 accepts with
-//! its deprecated features denied. `?profile=oslo` and `?profile=durable` choose either way. The wire format of the
+//! its deprecated features denied; `amqps://` does so over TLS. `?profile=oslo` and `?profile=durable` choose either way. The wire format of the
 //! bodies is the same everywhere.
 //!
 //! The options, each with what is done about it, and the guarantees are in the crate's README.
 
 mod acks;
 mod address;
+#[cfg(feature = "tls")]
+mod any_host;
 mod arguments;
 mod config;
 mod confirms;
@@ -19,6 +21,8 @@ mod declare;
 mod driver;
 mod error;
 mod guard;
+#[cfg(feature = "tls")]
+mod handshake;
 mod inbox;
 mod link;
 mod listener;
@@ -29,8 +33,10 @@ mod properties;
 mod publisher;
 mod queue_names;
 mod reactor;
+mod socket;
 mod stream;
 mod subscription;
+mod tls;
 mod topology;
 
 use messaging_core::registry::DriverRegistration;

@@ -26,7 +26,11 @@ use crate::address::Node;
 use crate::config::{Login, Settings};
 use crate::error::{Fault, login_failed};
 use crate::guard::Guarded;
+#[cfg(feature = "tls")]
+use crate::handshake;
 use crate::reactor;
+use crate::socket::{FirstByte, Socket};
+use crate::tls::Tls;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -77,7 +81,7 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    /// Connects and logs in, within 13 seconds; on failure says whether trying again cannot help.
+    /// Connects and logs in, within 13 seconds, 23 with TLS; on failure says whether trying again cannot help.
     pub(crate) async fn open(
         node: &Node,
         settings: &Settings,
@@ -94,6 +98,14 @@ impl Link {
             Err(_) => return Err(unreachable(&"no connection within 3 s")),
         };
         let socket = tune(&stream, settings.heartbeat).map_err(|error| unreachable(&error))?;
+        let first = FirstByte::default();
+        let stream = match &settings.tls {
+            None => Socket::Plain(stream, Some(first.clone())),
+            Some(tls) => match timeout(HANDSHAKE_LIMIT, encrypt(tls, stream, node)).await {
+                Ok(stream) => stream?,
+                Err(_) => return Err(unreachable(&"no TLS handshake within 10 s")),
+            },
+        };
         let uri = AMQPUri {
             scheme: AMQPScheme::AMQP,
             authority: AMQPAuthority {
@@ -113,6 +125,7 @@ impl Link {
                 auth_mechanism: Some(match settings.login {
                     Login::AmqPlain => SASLMechanism::AMQPlain,
                     Login::Plain => SASLMechanism::Plain,
+                    Login::External => SASLMechanism::External,
                 }),
             },
         };
@@ -150,7 +163,7 @@ impl Link {
                     Ok(Err(error)) => Fault::Amqp(error),
                     _ => Fault::Silent(HANDSHAKE_LIMIT),
                 };
-                Err(login_failed(&address, &fault))
+                Err(login_failed(&address, &fault, settings, &first))
             }
         }
     }
@@ -207,6 +220,19 @@ pub(crate) async fn within<T>(
         Ok(result) => result.map_err(Fault::from),
         Err(_) => Err(Fault::Silent(OPERATION_LIMIT)),
     }
+}
+
+#[cfg(feature = "tls")]
+async fn encrypt(tls: &Tls, stream: TcpStream, node: &Node) -> Result<Socket, (Error, bool)> {
+    let stream = handshake::connect(tls, stream, &node.host, &node.to_string()).await?;
+    Ok(Socket::Tls(Box::new(stream)))
+}
+
+/// Options that ask for it are refused before.
+#[cfg(not(feature = "tls"))]
+async fn encrypt(_: &Tls, _: TcpStream, _: &Node) -> Result<Socket, (Error, bool)> {
+    let error = Error::unsupported("TLS is not compiled in");
+    std::future::ready(Err((error, true))).await
 }
 
 async fn connect(node: &Node) -> std::io::Result<TcpStream> {

@@ -10,13 +10,13 @@ use async_rs::util::RuntimeParts;
 use async_rs::{Runtime, Tokio};
 use futures_core::Stream;
 use futures_io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
 use crate::guard::Guarded;
+use crate::socket::Socket;
 
 /// A socket as lapin reads and writes it.
-pub(crate) type Socket = Compat<Guarded<TcpStream>>;
+pub(crate) type GuardedSocket = Compat<Guarded<Socket>>;
 
 /// Timers of the I/O thread; sockets are made elsewhere.
 #[derive(Debug, Clone)]
@@ -40,14 +40,14 @@ fn not_here() -> io::Error {
 }
 
 impl Reactor for GuardedReactor {
-    type TcpStream = Socket;
+    type TcpStream = GuardedSocket;
     type Sleep = <Tokio as Reactor>::Sleep;
 
     fn register<H: Read + Write + Send + 'static>(
         &self,
         _: H,
     ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
-        Err::<Socket, _>(not_here())
+        Err::<GuardedSocket, _>(not_here())
     }
 
     fn sleep(&self, duration: Duration) -> Self::Sleep {
