@@ -7,6 +7,7 @@ use messaging_core::options::Options;
 use messaging_core::{Error, Result, TransportUrl};
 
 use crate::address::{Node, nodes, virtual_host};
+use crate::compression::Packing;
 use crate::options::OPTIONS;
 use crate::queue_names::QueueNames;
 use crate::tls::Tls;
@@ -69,6 +70,8 @@ pub(crate) struct Settings {
     /// The longest pause between two attempts to connect.
     pub(crate) longest_pause: Duration,
     pub(crate) cancel_on_failover: bool,
+    /// How what is sent is packed.
+    pub(crate) packing: Option<Packing>,
     pub(crate) max_body: usize,
 }
 
@@ -79,7 +82,6 @@ impl Settings {
     /// `Config` for a bad value, `Unsupported` for an option that is known and not built yet.
     pub(crate) fn resolve(url: &TransportUrl, config: &Config, max_body: usize) -> Result<Self> {
         let options = Options::resolve(&OPTIONS, url, config)?;
-        refuse_unbuilt(&options)?;
         let profile = match options.text("profile") {
             Some("durable") => Profile::Durable,
             Some(_) => Profile::Oslo,
@@ -137,6 +139,7 @@ impl Settings {
             heartbeat: u16::try_from(number("heartbeat_timeout_threshold", 60)).unwrap_or(60),
             longest_pause: Duration::from_secs(longest_pause),
             cancel_on_failover: options.bool("enable_cancel_on_failover"),
+            packing: Packing::asked(options.text("kombu_compression").unwrap_or_default())?,
             max_body,
         })
     }
@@ -192,24 +195,6 @@ fn login(options: &Options, tls: Option<&Tls>) -> Result<Login> {
         )),
         _ => Ok(Login::AmqPlain),
     }
-}
-
-/// What changes the wire and is not built is an error, never a silent difference.
-fn refuse_unbuilt(options: &Options) -> Result<()> {
-    if let Some(codec) = options
-        .text("kombu_compression")
-        .filter(|codec| !codec.is_empty())
-    {
-        let shown: String = codec
-            .chars()
-            .take(40)
-            .flat_map(char::escape_debug)
-            .collect();
-        return Err(Error::unsupported(format!(
-            "kombu_compression={shown} asks for compressed sending, which is not built yet: leave it out; compressed messages are read without it"
-        )));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

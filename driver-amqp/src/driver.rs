@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use messaging_core::driver::{
     Address, AttemptCount, Capabilities, Confirm, Driver, DriverContext, Health, InboxAddress, Io,
     ListenOptions, Listener, Message, NobodyGrade, Presence, Receipt, SendOptions, Subscription,
@@ -17,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::compression::Packing;
 use crate::config::{Profile, Settings};
 use crate::connection::{Connection, HealthBoard, Replay, Stage, closed};
 use crate::declare::Declarer;
@@ -30,6 +32,8 @@ use crate::topology;
 
 /// The least that is fetched ahead, so that a server of one handler does not wait for the network each time.
 const LEAST_PREFETCH: u32 = 16;
+/// Up to here a body is packed where it is sent from; longer ones take long enough to be packed elsewhere.
+const PACKED_AT_ONCE: usize = 8 << 10;
 /// What is kept of the time for closing, to say good-bye after the queues were given up.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -137,6 +141,7 @@ impl AmqpDriver {
         &self,
         to: &Address,
         message: Message,
+        packed: Option<(Packing, Bytes)>,
         options: &SendOptions,
     ) -> Result<(Outgoing, Lane, Receipt)> {
         self.start_publishing()?;
@@ -173,6 +178,7 @@ impl AmqpDriver {
             to: to.clone(),
             route,
             message,
+            packed,
             deadline: options.deadline,
             ttl: options.ttl,
             queued: Instant::now(),
@@ -194,16 +200,38 @@ impl AmqpDriver {
         &self,
         to: &Address,
         message: Message,
+        packed: Option<(Packing, Bytes)>,
         options: &SendOptions,
     ) -> Result<Receipt, (Lane, TrySendError)> {
         let (outgoing, lane, receipt) = self
-            .prepare(to, message, options)
+            .prepare(to, message, packed, options)
             .map_err(|error| (Lane::Confirmed, TrySendError::Failed(error)))?;
         match self.queue(lane).push(outgoing) {
             Ok(()) => Ok(receipt),
             Err(Refused::Full(outgoing)) => Err((lane, TrySendError::Full(outgoing.message))),
             Err(Refused::Closed) => Err((lane, TrySendError::Failed(closed()))),
         }
+    }
+
+    /// The body as it is to be published, if the options want it packed.
+    async fn pack(&self, body: &Bytes) -> Result<Option<(Packing, Bytes)>> {
+        let Some(packing) = self.settings.packing else {
+            return Ok(None);
+        };
+        if body.len() > self.settings.max_body {
+            // It is refused as it is.
+            return Ok(None);
+        }
+        let body = if body.len() > PACKED_AT_ONCE {
+            let body = body.clone();
+            self.runtime()?
+                .spawn_blocking(move || packing.pack(&body))
+                .await
+                .unwrap_or_else(|_| Err(closed()))?
+        } else {
+            packing.pack(body)?
+        };
+        Ok(Some((packing, body)))
     }
 
     fn prefetch(&self, options: &ListenOptions) -> u16 {
@@ -362,15 +390,27 @@ impl Driver for AmqpDriver {
         message: Message,
         options: &SendOptions,
     ) -> Result<Receipt, TrySendError> {
-        self.enqueue(to, message, options)
+        let packed = match self.settings.packing {
+            None => None,
+            // The caller may be the I/O thread, which must not be held up: `send` packs it elsewhere.
+            Some(_) if message.body.len() > PACKED_AT_ONCE => {
+                return Err(TrySendError::Full(message));
+            }
+            Some(packing) => match packing.pack(&message.body) {
+                Ok(body) => Some((packing, body)),
+                Err(error) => return Err(TrySendError::Failed(error)),
+            },
+        };
+        self.enqueue(to, message, packed, options)
             .map_err(|(_, error)| error)
     }
 
     async fn send(&self, to: &Address, message: Message, options: &SendOptions) -> Result<Receipt> {
         let size = message.body.len();
+        let packed = self.pack(&message.body).await?;
         let mut message = message;
         loop {
-            match self.enqueue(to, message, options) {
+            match self.enqueue(to, message, packed.clone(), options) {
                 Ok(receipt) => return Ok(receipt),
                 Err((_, TrySendError::Failed(error))) => return Err(error),
                 Err((lane, TrySendError::Full(back))) => {

@@ -41,18 +41,36 @@ pub static OPTIONS: OptionGroup = OptionGroup {
             "1200",
             "ignored: there is one sending connection",
         ),
-        boolean("ssl", "TLS; not built yet, so that true is refused"),
-        text("ssl_version", "only read with ssl=true"),
-        text("ssl_key_file", "only read with ssl=true"),
-        text("ssl_cert_file", "only read with ssl=true"),
-        text("ssl_ca_file", "only read with ssl=true"),
+        boolean(
+            "ssl",
+            "TLS, as amqps:// has it; the port stays 5672 unless the URL has another",
+        ),
+        text(
+            "ssl_version",
+            "TLSv1_2 or TLSv1_3 alone; both unless it is set",
+        ),
+        text(
+            "ssl_key_file",
+            "the key of ssl_cert_file in PEM; in the same file unless it is set",
+        ),
+        text(
+            "ssl_cert_file",
+            "the certificate, in PEM, that is shown to a broker that asks for one",
+        ),
+        text(
+            "ssl_ca_file",
+            "the authorities to trust, in PEM; those of the system unless it is set",
+        ),
         option(
             "ssl_enforce_hostname_verification",
             OptionKind::Bool,
             Some("true"),
-            "only read with ssl=true",
+            "whether the broker's certificate must be for the host of the URL; false needs ssl_ca_file",
         ),
-        boolean("ssl_enforce_fips_mode", "only read with ssl=true"),
+        boolean(
+            "ssl_enforce_fips_mode",
+            "validated cryptography; not built, so that true is refused with TLS",
+        ),
         seconds(
             "kombu_reconnect_delay",
             "1.0",
@@ -65,7 +83,7 @@ pub static OPTIONS: OptionGroup = OptionGroup {
         ),
         text(
             "kombu_compression",
-            "compression of what is sent; not built yet, so that any value is refused; compressed messages are read",
+            "how what is sent is compressed: gzip (zlib on the wire), bzip2 or zstd; every receiver reads all of them",
         ),
         integer(
             "kombu_missing_consumer_retry_timeout",
@@ -84,7 +102,7 @@ pub static OPTIONS: OptionGroup = OptionGroup {
             "rabbit_login_method",
             OptionKind::Choice(&["AMQPLAIN", "PLAIN", "EXTERNAL", "RABBIT-CR-DEMO"]),
             Some("AMQPLAIN"),
-            "the SASL mechanism: AMQPLAIN or PLAIN",
+            "the SASL mechanism: AMQPLAIN, PLAIN, or EXTERNAL, which logs in by ssl_cert_file",
         ),
         integer(
             "rabbit_retry_interval",

@@ -4,10 +4,12 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use messaging_core::driver::{Accepted, Address, Event, EventSink, Lost, Message};
 use messaging_core::{Error, ErrorKind, Outcome, Result};
 use tokio::sync::{Notify, oneshot};
 
+use crate::compression::Packing;
 use crate::properties::Flags;
 use crate::topology::Route;
 
@@ -34,6 +36,8 @@ pub(crate) struct Outgoing {
     pub(crate) to: Address,
     pub(crate) route: Route,
     pub(crate) message: Message,
+    /// The body as it is published, where it is packed.
+    pub(crate) packed: Option<(Packing, Bytes)>,
     pub(crate) deadline: Instant,
     pub(crate) ttl: Option<Duration>,
     pub(crate) queued: Instant,
@@ -51,8 +55,18 @@ impl Outgoing {
         };
         Flags {
             persistent: self.persistent,
+            packing: self.packed.as_ref().map(|(packing, _)| *packing),
             ttl,
         }
+    }
+
+    /// The body as it is published.
+    pub(crate) fn body(&self) -> Bytes {
+        let body = self
+            .packed
+            .as_ref()
+            .map_or(&self.message.body, |(_, body)| body);
+        body.clone()
     }
 
     pub(crate) fn accepted(self) {

@@ -1,7 +1,6 @@
 //! AMQP properties to and from messages.
 
 use std::borrow::Cow;
-use std::io::{self, Read};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,15 +9,21 @@ use lapin::message::BasicReturnMessage;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use messaging_core::driver::{Correlation, Headers, Message, SendId};
 
+use crate::compression::{self, Packing};
 use crate::topology::header;
 
 /// Digits of a [`SendId`] at the front of the message id.
 const SEND_DIGITS: usize = 16;
 
+/// What came back was taken once, so that it is no longer than a body may be.
+const LONGEST_RETURNED: usize = 1 << 30;
+
 /// How a message is published besides its body.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Flags {
     pub(crate) persistent: bool,
+    /// How the body is packed.
+    pub(crate) packing: Option<Packing>,
     pub(crate) ttl: Option<Duration>,
 }
 
@@ -27,9 +32,12 @@ pub(crate) fn outgoing(message: &Message, flags: Flags) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in message.headers.iter() {
         // `x-` belongs to transports, and `compression` would make a receiver unpack the body.
-        if name.len() <= 255 && !name.starts_with("x-") && name != "compression" {
+        if name.len() <= 255 && !name.starts_with("x-") && name != compression::HEADER {
             headers.insert(name.into(), header(value));
         }
+    }
+    if let Some(packing) = flags.packing {
+        headers.insert(compression::HEADER.into(), header(packing.content_type()));
     }
     let mut properties = BasicProperties::default()
         .with_headers(headers)
@@ -80,23 +88,33 @@ pub(crate) fn returned(send: SendId, message: BasicReturnMessage) -> Message {
             .map(|text| Cow::Owned(text.as_str().to_owned()))
     };
     let mut headers = Headers::new();
+    let mut packing = None;
     for (name, value) in delivery
         .properties
         .headers()
         .iter()
         .flat_map(FieldTable::inner)
     {
-        if let Some(text) = text_of(value) {
+        if name.as_str() == compression::HEADER {
+            packing = packing_of(value).ok();
+        } else if let Some(text) = text_of(value) {
             headers.insert(name.as_str(), text);
         }
     }
+    let body = match packing {
+        // This driver packed it, and its sender gets it as it was; what does not unpack is somebody else's fault.
+        Some(packing) => packing
+            .unpack(&delivery.data, LONGEST_RETURNED)
+            .unwrap_or_default(),
+        None => Bytes::from(delivery.data),
+    };
     Message {
         send,
         correlation: correlation(&delivery.properties),
         content_type: owned(delivery.properties.content_type()),
         content_encoding: owned(delivery.properties.content_encoding()),
         headers,
-        body: Bytes::from(delivery.data),
+        body,
     }
 }
 
@@ -106,21 +124,11 @@ fn correlation(properties: &BasicProperties) -> Option<Correlation> {
     text.parse().ok()
 }
 
-/// How a received body is packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Packing {
-    None,
-    /// zlib as Python sends it, or true gzip, which its name promises.
-    Zlib,
-    Bzip2,
-    Zstd,
-}
-
 /// A received message whose body may still be packed.
 #[derive(Debug)]
 pub(crate) struct Received {
     message: Message,
-    packing: Packing,
+    packing: Option<Packing>,
 }
 
 /// Reads what came, without touching a packed body.
@@ -136,14 +144,14 @@ pub(crate) fn incoming(
         return Err(too_large(body.len(), max_body));
     }
     let mut headers = Headers::new();
-    let mut packing = Packing::None;
+    let mut packing = None;
     for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
         let name = name.as_str();
         if name == crate::guard::UNREADABLE {
             return Err("its headers cannot be read".to_owned());
         }
-        if name == "compression" {
-            packing = packing_of(value)?;
+        if name == compression::HEADER {
+            packing = Some(packing_of(value)?);
         } else if !name.starts_with("x-")
             && let Some(text) = text_of(value)
         {
@@ -167,7 +175,7 @@ pub(crate) fn incoming(
 
 impl Received {
     pub(crate) fn is_packed(&self) -> bool {
-        self.packing != Packing::None
+        self.packing.is_some()
     }
 
     /// The message, its body unpacked. A packed one takes time: not on the I/O thread.
@@ -175,26 +183,10 @@ impl Received {
     /// # Errors
     /// Why the body cannot be unpacked.
     pub(crate) fn unpack(mut self, max_body: usize) -> Result<Message, String> {
-        let packed = &self.message.body[..];
-        let unpacked = match self.packing {
-            Packing::None => return Ok(self.message),
-            Packing::Zlib if packed.starts_with(&[0x1f, 0x8b]) => {
-                limited(flate2::read::MultiGzDecoder::new(packed), max_body)
-            }
-            Packing::Zlib => limited(flate2::read::ZlibDecoder::new(packed), max_body),
-            Packing::Bzip2 => limited(bzip2::read::MultiBzDecoder::new(packed), max_body),
-            Packing::Zstd => zstd_decoder(packed).and_then(|decoder| limited(decoder, max_body)),
-        };
-        match unpacked {
-            Ok(Some(body)) => {
-                self.message.body = Bytes::from(body);
-                Ok(self.message)
-            }
-            Ok(None) => Err(format!(
-                "its body unpacks to more than the {max_body} bytes allowed"
-            )),
-            Err(_) => Err("its body cannot be unpacked".to_owned()),
+        if let Some(packing) = self.packing {
+            self.message.body = packing.unpack(&self.message.body, max_body)?;
         }
+        Ok(self.message)
     }
 }
 
@@ -202,38 +194,14 @@ fn too_large(size: usize, max_body: usize) -> String {
     format!("its body has {size} bytes, {max_body} are allowed")
 }
 
-fn zstd_decoder(packed: &[u8]) -> io::Result<impl Read> {
-    let mut decoder = zstd::stream::read::Decoder::new(packed)?;
-    // The sender chooses how much memory the window takes: 16 MiB are what level 19 needs twice.
-    decoder.window_log_max(24)?;
-    Ok(decoder)
-}
-
-/// Reads to the end, or gives up (`None`) after `max` bytes.
-fn limited(source: impl Read, max: usize) -> io::Result<Option<Vec<u8>>> {
-    let mut body = Vec::new();
-    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
-    source.take(limit).read_to_end(&mut body)?;
-    Ok((body.len() <= max).then_some(body))
-}
-
 fn packing_of(value: &AMQPValue) -> Result<Packing, String> {
     let text = text_of(value).ok_or("its compression header is not a text")?;
-    match text.as_str() {
-        "application/x-gzip" | "application/gzip" | "gzip" | "zlib" => Ok(Packing::Zlib),
-        "application/x-bz2" | "bzip2" | "bzip" | "bz2" => Ok(Packing::Bzip2),
-        "application/zstd" | "zstd" | "zstandard" => Ok(Packing::Zstd),
-        other => {
-            let shown: String = other
-                .chars()
-                .take(40)
-                .flat_map(char::escape_debug)
-                .collect();
-            Err(format!(
-                "its compression \"{shown}\" is none of zlib, gzip, bzip2 and zstd"
-            ))
-        }
-    }
+    Packing::named(&text).ok_or_else(|| {
+        format!(
+            "its compression \"{}\" is none of zlib, gzip, bzip2 and zstd",
+            compression::shown(&text)
+        )
+    })
 }
 
 fn text_of(value: &AMQPValue) -> Option<String> {

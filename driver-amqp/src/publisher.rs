@@ -421,7 +421,7 @@ impl Desk {
             immediate: false,
         };
         let (exchange, key) = ((&*item.route.exchange).into(), (&*item.route.key).into());
-        let body = item.message.body.clone();
+        let body = item.body();
         match lane {
             Lane::Confirmed => {
                 let confirm = async move {
