@@ -149,11 +149,11 @@ pub(crate) fn topology_failed(what: &str, fault: &Fault) -> Error {
         ),
         Some(code::PRECONDITION_FAILED) => (
             ErrorKind::Config,
-            "; make the options of all peers agree (profile, amqp_durable_queues, amqp_auto_delete, rabbit_transient_queues_ttl), or delete it",
+            "; make the options of all peers agree (profile, amqp_durable_queues, amqp_auto_delete, rabbit_quorum_queue and its limits, rabbit_transient_queues_ttl), or delete it",
         ),
         Some(code::INTERNAL_ERROR) => (
             ErrorKind::Config,
-            "; a broker that denies deprecated_features.permit.transient_nonexcl_queues needs profile=durable",
+            "; a RabbitMQ 4 that denies deprecated_features.permit.transient_nonexcl_queues takes no transient queues: use amqp:// or profile=durable, or rabbit_quorum_queue=true with rabbit_transient_quorum_queue=true",
         ),
         Some(code::NOT_FOUND) => (ErrorKind::NoServer, ""),
         _ => (ErrorKind::Disconnected, ""),

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod compression;
 mod dispatch;
 mod python_calls;
 mod python_failures;
