@@ -1,7 +1,7 @@
 //! One consumer: what one listener receives from one queue, and settles.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use messaging_core::driver::{
 use slab::Slab;
 
 use crate::lock;
-use crate::queue::{Popped, Queue, Queued, Wakes};
+use crate::queue::{Entry, Popped, Queue, Wakes};
 
 /// How long the longest delay of a requeue is.
 const LONGEST_DELAY: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -45,13 +45,15 @@ pub(crate) struct Consumer {
     queue: Arc<Queue>,
     via: Via,
     terms: Terms,
+    /// Whether its queue has it among the idle, kept by the queue.
+    is_idle: Arc<AtomicBool>,
     held: Mutex<Held>,
 }
 
 #[derive(Debug)]
 struct Held {
     /// What was handed out and not settled; a delivery's tag is its key.
-    deliveries: Slab<Queued>,
+    deliveries: Slab<Entry>,
     phase: Phase,
     /// The listener's task, where `prefetch` keeps it from taking more.
     blocked: Option<Waker>,
@@ -75,6 +77,7 @@ impl Consumer {
             queue,
             via,
             terms,
+            is_idle: Arc::default(),
             held: Mutex::new(Held {
                 deliveries: Slab::new(),
                 phase: Phase::Receiving,
@@ -87,12 +90,18 @@ impl Consumer {
         &self.queue
     }
 
-    /// A delivery, if a look without a lock promises one. `registered`: the queue may have this consumer as idle.
-    pub(crate) fn take(self: &Arc<Self>, registered: bool) -> Option<Incoming> {
+    /// Whether the queue counts on waking this consumer's task for its next message.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.is_idle.load(Ordering::Acquire)
+    }
+
+    /// A delivery, if a look without a lock promises one.
+    pub(crate) fn take(self: &Arc<Self>) -> Option<Incoming> {
         if self.queue.seems_empty() {
             return None;
         }
-        match self.look(|queue, wakes| queue.pop(self.id, registered, wakes), None) {
+        let idle = self.is_idle();
+        match self.look(|queue, wakes| queue.pop(self.id, idle, wakes), None) {
             Taken::Incoming(incoming) => Some(incoming),
             Taken::Nothing(_) | Taken::Ended => None,
         }
@@ -101,7 +110,7 @@ impl Consumer {
     /// A delivery; without one `waker` is woken when there may be.
     pub(crate) fn take_or_wait(self: &Arc<Self>, waker: &Waker) -> Taken {
         self.look(
-            |queue, wakes| queue.pop_or_wait(self.id, waker, wakes),
+            |queue, wakes| queue.pop_or_wait(self.id, waker, &self.is_idle, wakes),
             Some(waker),
         )
     }
@@ -151,9 +160,11 @@ impl Consumer {
         taken
     }
 
-    /// The listener looks elsewhere: a message it was woken for goes to the next idle one.
-    pub(crate) fn leave_idle(&self) {
-        if let Some(waker) = self.queue.leave_idle(self.id) {
+    /// The listener is busy with another queue: where others receive too, none of them is to wait for it.
+    pub(crate) fn busy_elsewhere(&self) {
+        if self.queue.is_shared()
+            && let Some(waker) = self.queue.leave_idle(self.id)
+        {
             waker.wake();
         }
     }

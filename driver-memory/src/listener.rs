@@ -1,7 +1,7 @@
 //! A subscription: several queues polled as one stream.
 
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -74,8 +74,10 @@ impl Drop for Subscribed {
 #[derive(Debug)]
 pub(crate) struct MemoryListener {
     subscribed: Arc<Subscribed>,
-    /// For each consumer, whether its queue may have it as idle.
-    registered: Vec<bool>,
+    /// For each consumer, when a delayed message of its queue is due.
+    due: Vec<Option<Instant>>,
+    /// The task the consumers were registered for.
+    waker: Option<Waker>,
     /// Where the next look begins, so that no queue starves another.
     next: usize,
     alarm: Alarm,
@@ -84,7 +86,8 @@ pub(crate) struct MemoryListener {
 impl MemoryListener {
     pub(crate) fn new(subscribed: Arc<Subscribed>, io: Io) -> Self {
         Self {
-            registered: vec![false; subscribed.consumers.len()],
+            due: vec![None; subscribed.consumers.len()],
+            waker: None,
             subscribed,
             next: 0,
             alarm: Alarm::new(io),
@@ -93,10 +96,10 @@ impl MemoryListener {
 
     /// Takes what seems to be there; the look costs no lock where a queue seems empty.
     fn take(&mut self) -> Option<Incoming> {
-        let count = self.registered.len();
+        let count = self.subscribed.consumers.len();
         for step in 0..count {
             let at = (self.next + step) % count;
-            if let Some(incoming) = self.subscribed.consumers[at].take(self.registered[at]) {
+            if let Some(incoming) = self.subscribed.consumers[at].take() {
                 self.handing_out(at);
                 return Some(incoming);
             }
@@ -106,29 +109,38 @@ impl MemoryListener {
 
     /// Looks under the locks, and has the task woken for what comes.
     fn take_or_wait(&mut self, cx: &mut Context<'_>) -> Taken {
-        let mut due: Option<Instant> = None;
-        for at in 0..self.registered.len() {
-            match self.subscribed.consumers[at].take_or_wait(cx.waker()) {
+        let waker = cx.waker();
+        let same_task = self
+            .waker
+            .as_ref()
+            .is_some_and(|known| known.will_wake(waker));
+        if !same_task {
+            self.waker = Some(waker.clone());
+        }
+        for (at, consumer) in self.subscribed.consumers.iter().enumerate() {
+            // Still in line since it last found nothing: whatever comes first takes it out of there and wakes the task.
+            if same_task && self.due[at].is_none() && consumer.is_idle() {
+                continue;
+            }
+            match consumer.take_or_wait(waker) {
                 Taken::Incoming(incoming) => {
                     self.handing_out(at);
                     return Taken::Incoming(incoming);
                 }
-                Taken::Nothing(next) => {
-                    self.registered[at] = true;
-                    due = due.into_iter().chain(next).min();
-                }
+                Taken::Nothing(due) => self.due[at] = due,
                 Taken::Ended => return Taken::Ended,
             }
         }
-        Taken::Nothing(due)
+        Taken::Nothing(self.due.iter().flatten().min().copied())
     }
 
-    /// The task may be busy from now on: the queues must not count on waking it.
+    /// The task may be busy from now on.
     fn handing_out(&mut self, from: usize) {
-        self.next = (from + 1) % self.registered.len();
-        for (at, registered) in self.registered.iter_mut().enumerate() {
-            if std::mem::take(registered) && at != from {
-                self.subscribed.consumers[at].leave_idle();
+        let consumers = &self.subscribed.consumers;
+        self.next = (from + 1) % consumers.len();
+        for (at, consumer) in consumers.iter().enumerate() {
+            if at != from {
+                consumer.busy_elsewhere();
             }
         }
     }

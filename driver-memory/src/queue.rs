@@ -8,12 +8,13 @@ mod entry;
 mod line;
 mod state;
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::Instant;
 
-pub(crate) use self::entry::{Entry, Queued, Wakes};
+use self::entry::Idle;
+pub(crate) use self::entry::{Entry, Wakes};
 pub(crate) use self::line::{Request, Room};
 use self::state::State;
 use crate::lock;
@@ -43,7 +44,7 @@ pub(crate) enum Refusal {
 /// What a look for a message found.
 #[derive(Debug)]
 pub(crate) enum Popped {
-    Entry(Queued),
+    Entry(Entry),
     /// None is ready; the next delayed one will be at that time.
     Empty(Option<Instant>),
 }
@@ -54,6 +55,8 @@ pub(crate) struct Queue {
     limits: Limits,
     /// How many messages there are, for a look without the lock; only the lock tells the truth.
     hint: AtomicUsize,
+    /// How many listeners there are, for a look without the lock.
+    listeners_hint: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -64,6 +67,7 @@ impl Queue {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             limits,
             hint: AtomicUsize::new(0),
+            listeners_hint: AtomicU32::new(0),
             state: Mutex::new(State::default()),
         }
     }
@@ -102,7 +106,7 @@ impl Queue {
     /// Why not; `entry` is as it was.
     pub(crate) fn push(
         &self,
-        entry: &mut Option<Queued>,
+        entry: &mut Option<Entry>,
         needs_listener: bool,
     ) -> Result<(), Refusal> {
         let size = entry.as_ref().map_or(0, |entry| entry.size());
@@ -133,7 +137,7 @@ impl Queue {
         state: &mut State,
         size: usize,
         needs_listener: bool,
-        expired: &mut Vec<Queued>,
+        expired: &mut Vec<Entry>,
     ) -> Result<(), Refusal> {
         self.admit(state, size, needs_listener)?;
         if !state.senders.is_empty() {
@@ -162,7 +166,7 @@ impl Queue {
     }
 
     /// Puts a message into a place that is reserved. False: the queue is gone.
-    pub(crate) fn fill(&self, entry: Queued) -> bool {
+    pub(crate) fn fill(&self, entry: Entry) -> bool {
         let mut state = lock(&self.state);
         if state.removed {
             return false;
@@ -189,13 +193,13 @@ impl Queue {
 
     // Receiving.
 
-    /// The next message for the consumer `id`. `registered`: it may still stand among the idle.
-    pub(crate) fn pop(&self, id: u64, registered: bool, wakes: &mut Wakes) -> Popped {
+    /// The next message for the consumer `id`. `idle`: it may still stand among the idle.
+    pub(crate) fn pop(&self, id: u64, idle: bool, wakes: &mut Wakes) -> Popped {
         // Dropped after the lock.
         let mut expired = Vec::new();
         let mut state = lock(&self.state);
         let popped = self.pop_from(&mut state, &mut expired, wakes);
-        if registered && matches!(popped, Popped::Entry(_)) {
+        if idle && matches!(popped, Popped::Entry(_)) {
             state.remove_idle(id);
         }
         drop(state);
@@ -203,7 +207,13 @@ impl Queue {
     }
 
     /// The next message; without one the consumer is registered among the idle, to be woken by what comes.
-    pub(crate) fn pop_or_wait(&self, id: u64, waker: &Waker, wakes: &mut Wakes) -> Popped {
+    pub(crate) fn pop_or_wait(
+        &self,
+        id: u64,
+        waker: &Waker,
+        is_idle: &Arc<AtomicBool>,
+        wakes: &mut Wakes,
+    ) -> Popped {
         let mut expired = Vec::new();
         let mut state = lock(&self.state);
         let popped = self.pop_from(&mut state, &mut expired, wakes);
@@ -211,16 +221,19 @@ impl Queue {
             Popped::Entry(_) => {
                 state.remove_idle(id);
             }
-            Popped::Empty(_) => match state.idle.iter_mut().find(|(idle, _)| *idle == id) {
-                Some((_, known)) => known.clone_from(waker),
-                None => state.idle.push_back((id, waker.clone())),
+            Popped::Empty(_) => match state.idle.iter_mut().find(|idle| idle.id == id) {
+                Some(known) => known.waker.clone_from(waker),
+                None => {
+                    let idle = Idle::new(id, waker.clone(), is_idle.clone());
+                    state.idle.push_back(idle);
+                }
             },
         }
         drop(state);
         popped
     }
 
-    fn pop_from(&self, state: &mut State, expired: &mut Vec<Queued>, wakes: &mut Wakes) -> Popped {
+    fn pop_from(&self, state: &mut State, expired: &mut Vec<Entry>, wakes: &mut Wakes) -> Popped {
         let due = state.promote_due();
         let entry = state.take_first(expired);
         if entry.is_some() || !expired.is_empty() || due.is_some() {
@@ -237,11 +250,11 @@ impl Queue {
         if state.remove_idle(id).is_some() || state.ready == 0 {
             return None;
         }
-        state.idle.pop_front().map(|(_, waker)| waker)
+        state.next_idle()
     }
 
     /// Puts a delivery back to its old place, at once or when it is due.
-    pub(crate) fn requeue(&self, mut entry: Queued, due: Option<Instant>, wakes: &mut Wakes) {
+    pub(crate) fn requeue(&self, mut entry: Entry, due: Option<Instant>, wakes: &mut Wakes) {
         entry.attempt = entry.attempt.saturating_add(1);
         let mut state = lock(&self.state);
         if state.removed {
@@ -253,13 +266,13 @@ impl Queue {
         match due {
             None => {
                 state.insert(entry);
-                wakes.add(state.idle.pop_front().map(|(_, waker)| waker));
+                wakes.add(state.next_idle());
             }
             Some(due) => {
                 state.delayed.insert((due, entry.place), entry);
                 // Each idle listener sets its own alarm, so that it does not matter which are busy when it is due.
-                for (_, waker) in std::mem::take(&mut state.idle) {
-                    wakes.add(Some(waker));
+                for idle in std::mem::take(&mut state.idle) {
+                    wakes.add(Some(idle.into_waker()));
                 }
             }
         }
@@ -269,24 +282,42 @@ impl Queue {
 
     // Coming and going.
 
+    /// Whether more than one listener receives from here. It may be out of date, but not for a listener that stands
+    /// among the idle: [`attach`](Self::attach) wakes those.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.listeners_hint.load(Ordering::Acquire) > 1
+    }
+
     /// A consumer begins to receive. False: the queue is gone.
     pub(crate) fn attach(&self) -> bool {
+        let mut wakes = Wakes::default();
         let mut state = lock(&self.state);
-        if !state.removed {
+        let alive = !state.removed;
+        if alive {
             state.listeners += 1;
             state.holders += 1;
+            self.listeners_hint
+                .store(state.listeners, Ordering::Release);
+            // One that had the queue to itself may count as idle while it is busy elsewhere.
+            for idle in std::mem::take(&mut state.idle) {
+                wakes.add(Some(idle.into_waker()));
+            }
         }
-        !state.removed
+        drop(state);
+        wakes.wake();
+        alive
     }
 
     /// A consumer stops to receive and may still settle.
     pub(crate) fn detach(&self, id: u64, wakes: &mut Wakes) {
         let mut state = lock(&self.state);
         state.listeners = state.listeners.saturating_sub(1);
+        self.listeners_hint
+            .store(state.listeners, Ordering::Release);
         match state.remove_idle(id) {
             // The task that polls it must learn that it has ended.
             Some(waker) => wakes.add(Some(waker)),
-            None if state.ready > 0 => wakes.add(state.idle.pop_front().map(|(_, waker)| waker)),
+            None if state.ready > 0 => wakes.add(state.next_idle()),
             None => {}
         }
         if state.listeners == 0 {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use messaging_core::driver::Io;
 
 use crate::alarm::Alarm;
-use crate::queue::{Queue, Queued, Refusal, Request, Room};
+use crate::queue::{Entry, Queue, Refusal, Request, Room};
 
 /// A place in a queue; dropped unfilled, it goes to the next in line.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Place {
     }
 
     /// Puts the message there. False: the queue is gone.
-    pub(crate) fn fill(mut self, entry: Queued) -> bool {
+    pub(crate) fn fill(mut self, entry: Entry) -> bool {
         self.filled = true;
         self.queue.fill(entry)
     }

@@ -11,7 +11,7 @@ use messaging_core::{Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
 use crate::driver::{INBOX_PREFIX, MemoryDriver};
-use crate::queue::{Entry, Queue, Queued, Refusal};
+use crate::queue::{Entry, Queue, Refusal};
 use crate::room::{Place, WaitForPlace};
 use crate::topology::Route;
 
@@ -271,14 +271,14 @@ struct Wanted<'a> {
     needs_listener: bool,
 }
 
-fn entry(message: Message, options: &SendOptions, now: Instant) -> Queued {
+fn entry(message: Message, options: &SendOptions, now: Instant) -> Entry {
     // A time to live beyond what the clock can say is none.
     let expires = options.ttl.and_then(|ttl| now.checked_add(ttl));
     Entry::new(message, now, expires, options.priority)
 }
 
 /// A copy to each queue that is still there, or to none where one is full; how many there were.
-fn push_each(queues: &[Arc<Queue>], entry: &mut Option<Queued>) -> Result<u32, Refusal> {
+fn push_each(queues: &[Arc<Queue>], entry: &mut Option<Entry>) -> Result<u32, Refusal> {
     let Some(whole) = entry else { return Ok(0) };
     let mut places = Vec::with_capacity(queues.len());
     for queue in queues {

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError};
 
+use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
 use foldhash::fast::RandomState;
 use messaging_core::driver::{Address, EventSink, InboxAddress, NotificationBinding, Presence};
 use messaging_core::{Error, ErrorKind, Result};
@@ -43,10 +44,11 @@ impl fmt::Debug for Inbox {
 ///
 /// A place is looked up under a shared lock, which is let go before its queue is touched; a queue that was removed
 /// in between says so, and the sender looks again. Queues are made, attached to and removed under the exclusive one.
+/// The locks are sharded, since every message looks a place up, and on all threads at once.
 #[derive(Debug, Default)]
 pub(crate) struct Topology {
-    places: RwLock<Places>,
-    inboxes: RwLock<HashMap<InboxAddress, Arc<Inbox>, RandomState>>,
+    places: ShardedLock<Places>,
+    inboxes: ShardedLock<HashMap<InboxAddress, Arc<Inbox>, RandomState>>,
 }
 
 #[derive(Debug, Default)]
@@ -103,11 +105,11 @@ impl Notifications {
 }
 
 impl Topology {
-    fn read(&self) -> RwLockReadGuard<'_, Places> {
+    fn read(&self) -> ShardedLockReadGuard<'_, Places> {
         self.places.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Places> {
+    fn write(&self) -> ShardedLockWriteGuard<'_, Places> {
         self.places.write().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -41,20 +41,17 @@ impl Gauge {
         })
     }
 
-    /// Counts the jobs in, or refuses all of them after [`Gauge::close`].
-    pub(crate) fn admit(self: &Arc<Self>, jobs: Vec<Job>) -> Result<Vec<Tracked>, Refused> {
+    /// Counts the jobs in, or refuses all of them after [`Gauge::close`]. Each is to become a [`Tracked::counted`].
+    pub(crate) fn admit_all(&self, jobs: Vec<Job>) -> Result<Vec<Job>, Refused> {
         let count = jobs.len();
         if self.state.fetch_add(ONE * count, Ordering::AcqRel) & CLOSED == 0 {
-            return Ok(jobs
-                .into_iter()
-                .map(|job| Tracked(Some((job, Running(self.clone())))))
-                .collect());
+            return Ok(jobs);
         }
         self.leave(count);
         Err(self.refuse_closed(jobs))
     }
 
-    /// [`Gauge::admit`] for a single job.
+    /// [`Gauge::admit_all`] for a single job.
     pub(crate) fn admit_one(self: &Arc<Self>, job: Job) -> Result<Tracked, Refused> {
         if self.state.fetch_add(ONE, Ordering::AcqRel) & CLOSED == 0 {
             return Ok(Tracked(Some((job, Running(self.clone())))));
@@ -192,6 +189,11 @@ impl Drop for Running {
 pub(crate) struct Tracked(Option<(Job, Running)>);
 
 impl Tracked {
+    /// A job that `gauge` has counted in already.
+    pub(crate) fn counted(job: Job, gauge: &Arc<Gauge>) -> Self {
+        Self(Some((job, Running(gauge.clone()))))
+    }
+
     pub(crate) fn gauge(&self) -> Option<&Arc<Gauge>> {
         self.0.as_ref().map(|(_, running)| running.gauge())
     }

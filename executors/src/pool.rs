@@ -83,7 +83,7 @@ impl ThreadPool {
     /// Runs a job on a thread of the pool.
     pub(crate) fn run(&self, job: Tracked, runtime: &Handle) -> Result<(), Refused> {
         let task = Task::Job {
-            job,
+            job: Box::new(job),
             runtime: runtime.clone(),
         };
         Inner::place(&self.0, task, WhenFull::Refuse).map_err(|(task, why)| {
@@ -376,7 +376,7 @@ impl Inner {
 
 /// What a thread runs.
 enum Task {
-    Job { job: Tracked, runtime: Handle },
+    Job { job: Box<Tracked>, runtime: Handle },
     Work(Work),
 }
 
@@ -384,7 +384,7 @@ impl Task {
     fn run(self, parker: &Parker) {
         match self {
             // A tracked job does not unwind.
-            Self::Job { job, runtime } => parker.block_on(job, Some(&runtime)),
+            Self::Job { job, runtime } => parker.block_on(*job, Some(&runtime)),
             Self::Work(work) => work.run(),
         }
     }
@@ -425,7 +425,7 @@ mod tests {
 
     fn task(gauge: &Arc<Gauge>, runtime: &Handle, run: impl FnOnce() + Send + 'static) -> Task {
         Task::Job {
-            job: gauge.admit_one(Job::new(async move { run() })).unwrap(),
+            job: Box::new(gauge.admit_one(Job::new(async move { run() })).unwrap()),
             runtime: runtime.clone(),
         }
     }

@@ -1,9 +1,9 @@
 //! The executor `async`: jobs as tasks of the application's runtime.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use messaging_core::executor::{BoxFuture, Executor, ExecutorConfig, Job, Refused};
@@ -60,7 +60,7 @@ impl Executor for AsyncExecutor {
     }
 
     fn spawn_batch(&self, jobs: Vec<Job>) -> Result<(), Refused> {
-        let mut jobs = self.gauge.admit(jobs)?;
+        let mut jobs = self.gauge.admit_all(jobs)?;
         while jobs.len() > MAX_BATCH {
             let rest = jobs.split_off(MAX_BATCH);
             self.start(jobs);
@@ -94,15 +94,14 @@ impl Executor for AsyncExecutor {
 }
 
 impl AsyncExecutor {
-    fn start(&self, mut jobs: Vec<Tracked>) {
-        if jobs.len() <= 1 {
+    fn start(&self, jobs: Vec<Job>) {
+        let mut batch = Batch::new(self.gauge.clone(), jobs);
+        if batch.jobs.len() > 1 {
+            self.runtime.spawn(batch);
+        } else if let Some(job) = batch.next() {
             // Polling a single job in a task of its own leaves nothing to move.
-            if let Some(job) = jobs.pop() {
-                self.runtime.spawn(job);
-            }
-            return;
+            self.runtime.spawn(job);
         }
-        self.runtime.spawn(poll_once(jobs));
     }
 }
 
@@ -110,15 +109,42 @@ impl AsyncExecutor {
 ///
 /// A wake-up that a job's first poll asked for goes to this task, which may have ended by then. None is lost by
 /// it: the job's own task polls it again right away, and with that asks anew.
-async fn poll_once(jobs: Vec<Tracked>) {
-    let mut jobs = jobs.into_iter();
-    poll_fn(|cx| {
-        for mut job in jobs.by_ref() {
+struct Batch {
+    gauge: Arc<Gauge>,
+    jobs: std::vec::IntoIter<Job>,
+}
+
+impl Batch {
+    /// A batch of jobs that are counted already.
+    fn new(gauge: Arc<Gauge>, jobs: Vec<Job>) -> Self {
+        Self {
+            gauge,
+            jobs: jobs.into_iter(),
+        }
+    }
+
+    fn next(&mut self) -> Option<Tracked> {
+        let job = self.jobs.next()?;
+        Some(Tracked::counted(job, &self.gauge))
+    }
+}
+
+impl Future for Batch {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        while let Some(mut job) = self.next() {
             if Pin::new(&mut job).poll(cx).is_pending() {
                 tokio::spawn(job);
             }
         }
         Poll::Ready(())
-    })
-    .await;
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        // Each is counted out as it is dropped.
+        while self.next().is_some() {}
+    }
 }

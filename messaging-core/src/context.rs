@@ -25,7 +25,8 @@ struct Inner {
     caller: CallerContext,
     deadline: Option<Instant>,
     delivery: DeliveryInfo,
-    abandoned: watch::Receiver<bool>,
+    /// True once the server has given up, or is gone.
+    abandoned: Arc<watch::Sender<bool>>,
 }
 
 /// How a request was delivered.
@@ -46,7 +47,7 @@ impl Context {
         caller: CallerContext,
         deadline: Option<Instant>,
         delivery: DeliveryInfo,
-        abandoned: watch::Receiver<bool>,
+        abandoned: Arc<watch::Sender<bool>>,
     ) -> Self {
         Self(Arc::new(Inner {
             request,
@@ -117,9 +118,9 @@ impl Context {
     /// # Cancel safety
     /// Safe to drop and call again.
     pub async fn cancelled(&self) {
-        let mut abandoned = self.0.abandoned.clone();
+        let mut abandoned = self.0.abandoned.subscribe();
         let given_up = async {
-            // The sender lives as long as the server does; a server that is gone waits for nobody either.
+            // The sender is ours too, so that this ends with the value alone.
             let _ = abandoned.wait_for(|abandoned| *abandoned).await;
         };
         match self.0.deadline {

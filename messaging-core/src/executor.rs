@@ -13,6 +13,7 @@ use std::time::Instant;
 use tokio::runtime::Handle;
 
 use crate::error::Error;
+use crate::rpc::Running;
 
 /// A boxed future.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -60,12 +61,23 @@ pub trait Executor: fmt::Debug + Send + Sync + 'static {
 /// One request to run: a future that owns all it needs, catches panics, and settles its delivery.
 ///
 /// Dropped before its first poll, it is requeued or answered as not executed. It never panics.
-pub struct Job(BoxFuture<'static, ()>);
+pub struct Job(Kind);
+
+// Requests are what nearly all jobs are: boxing them would cost each an allocation that another thread gives back.
+#[allow(clippy::large_enum_variant, reason = "the large one is the usual one")]
+enum Kind {
+    Request(Running),
+    Other(BoxFuture<'static, ()>),
+}
 
 impl Job {
     /// A job of this future, which must not panic.
     pub fn new(future: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self(Box::pin(future))
+        Self(Kind::Other(Box::pin(future)))
+    }
+
+    pub(crate) fn request(request: Running) -> Self {
+        Self(Kind::Request(request))
     }
 }
 
@@ -73,7 +85,10 @@ impl Future for Job {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().poll(cx)
+        match &mut self.0 {
+            Kind::Request(request) => Pin::new(request).poll(cx),
+            Kind::Other(future) => future.as_mut().poll(cx),
+        }
     }
 }
 

@@ -137,8 +137,12 @@ pub struct Message {
 impl Message {
     /// A JSON message with a fresh [`SendId`].
     pub fn json(body: impl Into<Bytes>) -> Self {
+        Self::json_as(SendId::fresh(), body)
+    }
+
+    pub(crate) fn json_as(send: SendId, body: impl Into<Bytes>) -> Self {
         Self {
-            send: SendId::fresh(),
+            send,
             correlation: None,
             body: body.into(),
             content_type: Some(Cow::Borrowed("application/json")),

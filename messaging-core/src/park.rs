@@ -10,6 +10,7 @@ use std::thread::{self, Thread};
 use std::time::Instant;
 
 use futures_util::task::AtomicWaker;
+use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
 
 use crate::error::{Error, Result};
@@ -73,19 +74,25 @@ fn polls_a_tokio_task() -> bool {
     })
 }
 
-/// Sleeps until a time: on a tokio runtime, within [`block_on`], or under any other executor.
-#[derive(Debug)]
-pub(crate) struct Sleep {
-    until: Instant,
-    timer: Timer,
+pin_project! {
+    /// Sleeps until a time: on a tokio runtime, within [`block_on`], or under any other executor.
+    #[derive(Debug)]
+    pub(crate) struct Sleep {
+        until: Instant,
+        #[pin]
+        timer: Timer,
+    }
 }
 
-#[derive(Debug)]
-enum Timer {
-    Unarmed,
-    Tokio(Pin<Box<tokio::time::Sleep>>),
-    /// Under an executor that has no timers we know of, a thread of its own wakes the sleeper.
-    Thread(SleeperThread),
+pin_project! {
+    #[project = TimerProjection]
+    #[derive(Debug)]
+    enum Timer {
+        Unarmed,
+        Tokio { #[pin] timer: tokio::time::Sleep },
+        /// Under an executor that has no timers we know of, a thread of its own wakes the sleeper.
+        Thread { thread: SleeperThread },
+    }
 }
 
 /// A thread that wakes a sleeper. It ends early when the sleeper needs it no more: a call that is answered must not
@@ -143,14 +150,15 @@ impl Sleep {
     }
 
     /// Moves the time. A later poll arms it anew.
-    pub(crate) fn reset(&mut self, until: Instant) {
-        if until == self.until {
+    pub(crate) fn reset(self: Pin<&mut Self>, until: Instant) {
+        let mut this = self.project();
+        if until == *this.until {
             return;
         }
-        self.until = until;
-        match &mut self.timer {
-            Timer::Tokio(timer) => timer.as_mut().reset(until.into()),
-            timer => *timer = Timer::Unarmed,
+        *this.until = until;
+        match this.timer.as_mut().project() {
+            TimerProjection::Tokio { timer } => timer.reset(until.into()),
+            _ => this.timer.set(Timer::Unarmed),
         }
     }
 }
@@ -158,31 +166,37 @@ impl Sleep {
 impl Future for Sleep {
     type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if Instant::now() >= self.until {
-            return Poll::Ready(());
-        }
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        let until = *this.until;
         if let Some(earliest) = NEXT_TIMER.get() {
-            let next = earliest.map_or(self.until, |earliest| earliest.min(self.until));
+            if Instant::now() >= until {
+                return Poll::Ready(());
+            }
+            let next = earliest.map_or(until, |earliest| earliest.min(until));
             NEXT_TIMER.set(Some(Some(next)));
             return Poll::Pending;
         }
-        let until = self.until;
-        if matches!(self.timer, Timer::Unarmed) {
-            self.timer = if Handle::try_current().is_ok() {
-                Timer::Tokio(Box::pin(tokio::time::sleep_until(until.into())))
+        if matches!(*this.timer, Timer::Unarmed) {
+            this.timer.set(if Handle::try_current().is_ok() {
+                Timer::Tokio {
+                    timer: tokio::time::sleep_until(until.into()),
+                }
             } else {
+                if Instant::now() >= until {
+                    return Poll::Ready(());
+                }
                 let Ok(thread) = SleeperThread::start(until) else {
                     // Without a timer, asking again is all that is left.
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 };
-                Timer::Thread(thread)
-            };
+                Timer::Thread { thread }
+            });
         }
-        match &mut self.timer {
-            Timer::Tokio(timer) => timer.as_mut().poll(cx),
-            Timer::Thread(thread) => {
+        match this.timer.project() {
+            TimerProjection::Tokio { timer } => timer.poll(cx),
+            TimerProjection::Thread { thread } => {
                 thread.sleeper.waker.register(cx.waker());
                 if Instant::now() >= until {
                     Poll::Ready(())
@@ -190,7 +204,7 @@ impl Future for Sleep {
                     Poll::Pending
                 }
             }
-            Timer::Unarmed => Poll::Pending,
+            TimerProjection::Unarmed => Poll::Pending,
         }
     }
 }
@@ -198,12 +212,12 @@ impl Future for Sleep {
 /// The future's output, or `None` when the deadline passed first.
 pub(crate) async fn before<F: Future>(deadline: Instant, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
-    let mut sleep = Sleep::until(deadline);
+    let mut sleep = pin!(Sleep::until(deadline));
     std::future::poll_fn(|cx| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
             return Poll::Ready(Some(output));
         }
-        Pin::new(&mut sleep).poll(cx).map(|()| None)
+        sleep.as_mut().poll(cx).map(|()| None)
     })
     .await
 }

@@ -203,11 +203,13 @@ impl Transport {
         Correlation((u128::from(self.0.ids.nonce) << 64) | u128::from(count))
     }
 
+    /// The private address of replies, if it was made already.
+    pub(crate) fn known_inbox(&self) -> Option<&InboxAddress> {
+        self.0.inbox.get()
+    }
+
     /// The private address of replies, made at the first call.
     pub(crate) async fn inbox(&self, deadline: Instant) -> Result<&InboxAddress> {
-        if let Some(inbox) = self.0.inbox.get() {
-            return Ok(inbox);
-        }
         match park::before(
             deadline,
             self.0.inbox.get_or_try_init(|| self.0.driver.inbox()),
@@ -258,8 +260,13 @@ impl fmt::Debug for Transport {
 
 /// A time from now that never overflows.
 pub(crate) fn deadline_in(timeout: Duration) -> Instant {
+    deadline_after(Instant::now(), timeout)
+}
+
+/// A time from a recent one that never overflows.
+pub(crate) fn deadline_after(start: Instant, timeout: Duration) -> Instant {
     // A century is as good as for ever, and leaves room for additions.
-    Instant::now() + timeout.min(Duration::from_secs(100 * 365 * 86_400))
+    start + timeout.min(Duration::from_secs(100 * 365 * 86_400))
 }
 
 /// Counts of replies.

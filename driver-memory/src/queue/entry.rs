@@ -1,14 +1,16 @@
 //! A message on its way through a queue, and the tasks to wake for it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 use std::time::Instant;
 
 use messaging_core::driver::Message;
 
-/// An entry as it moves between lines, hands and tables: it is large, and moves often.
-pub(crate) type Queued = Box<Entry>;
-
 /// A message in a queue or in the hands of a consumer.
+///
+/// It moves by value: an allocation of its own would be given back on another thread than it was made on, which
+/// costs more than its bytes.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) message: Message,
@@ -30,19 +32,46 @@ impl Entry {
         since: Instant,
         expires: Option<Instant>,
         priority: u8,
-    ) -> Queued {
-        Queued::new(Self {
+    ) -> Self {
+        Self {
             message,
             since,
             expires,
             priority,
             attempt: 1,
             place: 0,
-        })
+        }
     }
 
     pub(crate) fn size(&self) -> usize {
         self.message.body.len()
+    }
+}
+
+/// A consumer that found nothing, and its task.
+#[derive(Debug)]
+pub(super) struct Idle {
+    pub(super) id: u64,
+    pub(super) waker: Waker,
+    /// The consumer's own view of standing in the line: true exactly as long as this exists.
+    is_idle: Arc<AtomicBool>,
+}
+
+impl Idle {
+    pub(super) fn new(id: u64, waker: Waker, is_idle: Arc<AtomicBool>) -> Self {
+        is_idle.store(true, Ordering::Release);
+        Self { id, waker, is_idle }
+    }
+
+    /// Takes it out of the line.
+    pub(super) fn into_waker(mut self) -> Waker {
+        std::mem::replace(&mut self.waker, Waker::noop().clone())
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        self.is_idle.store(false, Ordering::Release);
     }
 }
 

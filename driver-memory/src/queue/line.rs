@@ -4,7 +4,7 @@ use std::task::Waker;
 use std::time::Instant;
 
 use super::state::{State, WaitingSender};
-use super::{Queue, Queued, Refusal};
+use super::{Entry, Queue, Refusal};
 use crate::lock;
 
 /// How many senders may wait for room in one queue; those beyond are refused.
@@ -58,7 +58,7 @@ impl Queue {
         state: &mut State,
         request: &mut Request,
         waker: &Waker,
-        expired: &mut Vec<Queued>,
+        expired: &mut Vec<Entry>,
     ) -> Result<Room, Refusal> {
         self.admit(state, request.size, request.needs_listener)?;
         let first = match (request.ticket, state.senders.front()) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::task::Waker;
 use std::time::Instant;
 
-use super::{Entry, Queued};
+use super::entry::{Entry, Idle};
 
 /// The priorities 0 to 9.
 const PRIORITIES: usize = 10;
@@ -12,11 +12,11 @@ const PRIORITIES: usize = 10;
 #[derive(Debug, Default)]
 pub(super) struct State {
     /// By priority, each in the order of `Entry::place`.
-    pub(super) lanes: [VecDeque<Queued>; PRIORITIES],
+    pub(super) lanes: [VecDeque<Entry>; PRIORITIES],
     /// One bit for each lane that is not empty.
     pub(super) occupied: u16,
     /// By the time they are due.
-    pub(super) delayed: BTreeMap<(Instant, u64), Queued>,
+    pub(super) delayed: BTreeMap<(Instant, u64), Entry>,
     /// How many are in the lanes.
     pub(super) ready: usize,
     /// Messages here and places reserved.
@@ -29,7 +29,7 @@ pub(super) struct State {
     /// Consumers that may still give a delivery back.
     pub(super) holders: u32,
     /// Listeners that found nothing, the longest waiting first.
-    pub(super) idle: VecDeque<(u64, Waker)>,
+    pub(super) idle: VecDeque<Idle>,
     /// Senders that found no room, in the order they came. Only the first may take room, so that none is overtaken.
     pub(super) senders: VecDeque<WaitingSender>,
     pub(super) next_ticket: u64,
@@ -63,7 +63,7 @@ impl Load {
 
 impl State {
     /// Puts a new entry, whose place is reserved, at the end of its lane; the consumer to wake.
-    pub(super) fn append(&mut self, mut entry: Queued) -> Option<Waker> {
+    pub(super) fn append(&mut self, mut entry: Entry) -> Option<Waker> {
         entry.place = self.next_place;
         self.next_place += 1;
         self.expect_expiry(entry.expires);
@@ -71,11 +71,11 @@ impl State {
         self.lanes[lane].push_back(entry);
         self.occupied |= 1 << lane;
         self.ready += 1;
-        self.idle.pop_front().map(|(_, waker)| waker)
+        self.next_idle()
     }
 
     /// Puts an entry that was here before to its old place.
-    pub(super) fn insert(&mut self, entry: Queued) {
+    pub(super) fn insert(&mut self, entry: Entry) {
         let lane = lane_of(&entry);
         let entries = &mut self.lanes[lane];
         if entries
@@ -100,7 +100,7 @@ impl State {
     }
 
     /// The first entry of the highest priority that has not expired.
-    pub(super) fn take_first(&mut self, expired: &mut Vec<Queued>) -> Option<Queued> {
+    pub(super) fn take_first(&mut self, expired: &mut Vec<Entry>) -> Option<Entry> {
         // The clock is read once, and not at all where nothing expires.
         let mut now = None;
         while self.occupied != 0 {
@@ -141,7 +141,7 @@ impl State {
     }
 
     /// Takes out what has expired, if anything can have.
-    pub(super) fn take_expired(&mut self, expired: &mut Vec<Queued>) {
+    pub(super) fn take_expired(&mut self, expired: &mut Vec<Entry>) {
         let now = Instant::now();
         if self.next_expiry.is_none_or(|next| next > now) {
             return;
@@ -149,7 +149,7 @@ impl State {
         let is_over = |entry: &Entry| entry.expires.is_some_and(|expires| expires <= now);
         let known = expired.len();
         for (lane, entries) in self.lanes.iter_mut().enumerate() {
-            if !entries.iter().any(|entry| is_over(entry)) {
+            if !entries.iter().any(is_over) {
                 continue;
             }
             for entry in std::mem::take(entries) {
@@ -183,9 +183,14 @@ impl State {
             .min();
     }
 
+    /// The task of the consumer that waits longest, which no longer counts as idle.
+    pub(super) fn next_idle(&mut self) -> Option<Waker> {
+        self.idle.pop_front().map(Idle::into_waker)
+    }
+
     pub(super) fn remove_idle(&mut self, id: u64) -> Option<Waker> {
-        let at = self.idle.iter().position(|(idle, _)| *idle == id)?;
-        self.idle.remove(at).map(|(_, waker)| waker)
+        let at = self.idle.iter().position(|idle| idle.id == id)?;
+        self.idle.remove(at).map(Idle::into_waker)
     }
 
     pub(super) fn in_line(&self, ticket: u64) -> Option<usize> {

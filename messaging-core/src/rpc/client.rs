@@ -1,6 +1,6 @@
 //! The client of an RPC interface.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::outgoing::{Call, Cast, Outgoing};
 use crate::serializer::Serializer;
 use crate::target::{Target, Version, check_name};
-use crate::transport::Transport;
+use crate::transport::{Transport, deadline_after};
 
 /// Calls the methods of the servers of a target.
 ///
@@ -34,6 +34,8 @@ pub(crate) struct Settings {
     pub(crate) monitor: Option<Duration>,
     pub(crate) nobody: Option<Nobody>,
     pub(crate) serializer: Option<Arc<dyn Serializer>>,
+    /// Made of the target by the first request, and anew when the settings change.
+    address: OnceLock<Address>,
 }
 
 /// What happens to a request whose address nobody serves, where the driver can know it.
@@ -74,6 +76,7 @@ impl RpcClient {
             monitor: None,
             nobody: None,
             serializer: None,
+            address: OnceLock::new(),
         };
         Self {
             transport: transport.clone(),
@@ -82,7 +85,7 @@ impl RpcClient {
     }
 
     fn with(mut self, change: impl FnOnce(&mut Settings)) -> Self {
-        change(Arc::make_mut(&mut self.settings));
+        Settings::change(&mut self.settings, change);
         self
     }
 
@@ -181,8 +184,25 @@ impl Settings {
         ))
     }
 
+    /// Changes settings that others may share.
+    pub(crate) fn change(this: &mut Arc<Self>, change: impl FnOnce(&mut Self)) {
+        let settings = Arc::make_mut(this);
+        settings.address = OnceLock::new();
+        change(settings);
+    }
+
     /// Where requests go.
-    pub(crate) fn address(&self, transport: &Transport) -> Result<Address> {
+    pub(crate) fn address(&self, transport: &Transport) -> Result<&Address> {
+        match self.address.get() {
+            Some(address) => Ok(address),
+            None => {
+                let address = self.make_address(transport)?;
+                Ok(self.address.get_or_init(|| address))
+            }
+        }
+    }
+
+    fn make_address(&self, transport: &Transport) -> Result<Address> {
         let Target {
             exchange,
             topic,
@@ -222,9 +242,9 @@ impl Settings {
         })
     }
 
-    /// When a request that starts now must be over.
-    pub(crate) fn deadline(&self, inherited: Option<Instant>) -> Instant {
-        let own = crate::transport::deadline_in(self.timeout);
+    /// When a request that starts at this time must be over.
+    pub(crate) fn deadline(&self, started: Instant, inherited: Option<Instant>) -> Instant {
+        let own = deadline_after(started, self.timeout);
         inherited.map_or(own, |inherited| own.min(inherited))
     }
 }

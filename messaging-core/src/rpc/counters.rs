@@ -32,21 +32,54 @@ macro_rules! counters {
     ($($name:ident),*) => {
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
+            /// Requests that were admitted.
+            pub(crate) begun: Counter,
             $(pub(crate) $name: Counter,)*
         }
 
         impl Counters {
             pub(crate) fn snapshot(&self) -> ServerCounters {
-                ServerCounters { $($name: self.$name.get(),)* }
+                // The ends are read first: a request that ends in between still counts as begun.
+                let ended = self.ended();
+                ServerCounters {
+                    $($name: self.$name.get(),)*
+                    running: self.begun.get().saturating_sub(ended),
+                }
             }
         }
     };
 }
 
 counters!(
-    succeeded, failed, refused, expired, duplicates, unreadable, requeued, abandoned, panicked,
-    running
+    succeeded, failed, refused, expired, duplicates, unreadable, requeued, abandoned, panicked
 );
+
+impl Counters {
+    /// How many jobs were polled at least once or given back; messages that were no requests count too.
+    pub(crate) fn taken_up(&self) -> u64 {
+        let Self {
+            begun,
+            expired,
+            duplicates,
+            unreadable,
+            requeued,
+            ..
+        } = self;
+        begun.get() + expired.get() + duplicates.get() + unreadable.get() + requeued.get()
+    }
+
+    /// How many requests that were admitted have ended.
+    fn ended(&self) -> u64 {
+        let Self {
+            succeeded,
+            failed,
+            refused,
+            abandoned,
+            ..
+        } = self;
+        succeeded.get() + failed.get() + refused.get() + abandoned.get()
+    }
+}
 
 /// One count.
 #[derive(Debug, Default)]
@@ -55,10 +88,6 @@ pub(crate) struct Counter(AtomicU64);
 impl Counter {
     pub(crate) fn add(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn subtract(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {

@@ -1,15 +1,19 @@
 //! One request at its server: decode, check, dispatch, answer, settle.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::task::{self, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
 use tracing::Instrument as _;
+use tracing::instrument::Instrumented;
 
 use crate::context::{Context, DeliveryInfo};
 use crate::driver::{Ack, Delivery, InboxAddress, Message, Settlement, Verdict};
 use crate::error::ErrorKind;
+use crate::executor::BoxFuture;
 use crate::failure::{self, Failure};
 use crate::rpc::guard::{Guarded, guarded};
 use crate::rpc::handler::{Handled, Invocation};
@@ -24,73 +28,105 @@ pub(crate) fn unreadable(shared: &Shared, reason: &str) {
     tracing::warn!(target: "longshore::rpc", server = shared.name, "a message is rejected: {reason}");
 }
 
-/// A delivery that was handed to the executor. Dropped unrun, it goes back to its queue.
-pub(crate) struct Handed {
-    shared: Arc<Shared>,
-    parts: Option<(Delivery, Permit)>,
+/// One delivery on its way through an executor; never panics. Dropped unrun, the delivery goes back to its queue.
+///
+/// A state machine by hand: an async fn would keep the delivery's place beside that of all that is made of it.
+pub(crate) struct Running(State);
+
+enum State {
+    Handed(Delivery, Permit),
+    Async(Instrumented<Guarded>, InFlight),
+    Plain(BoxFuture<'static, ()>),
+    Ended,
 }
 
-impl Handed {
-    pub(crate) fn new(shared: Arc<Shared>, delivery: Delivery, permit: Permit) -> Self {
-        Self {
-            shared,
-            parts: Some((delivery, permit)),
-        }
+impl Running {
+    pub(crate) fn new(delivery: Delivery, permit: Permit) -> Self {
+        Self(State::Handed(delivery, permit))
+    }
+
+    fn take(&mut self) -> State {
+        std::mem::replace(&mut self.0, State::Ended)
     }
 }
 
-impl Drop for Handed {
+impl Drop for Running {
     fn drop(&mut self) {
         // The settlement requeues by being dropped.
-        if self.parts.is_some() {
-            self.shared.begun.fetch_add(1, Ordering::Relaxed);
-            self.shared.counters.requeued.add();
+        if let State::Handed(_, permit) = &self.0 {
+            permit.shared().counters.requeued.add();
         }
     }
 }
 
-/// Runs one delivery to its end. Never panics.
-pub(crate) async fn run(mut handed: Handed) {
-    let Some((delivery, permit)) = handed.parts.take() else {
-        return;
+impl Future for Running {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<()> {
+        if matches!(self.0, State::Handed(..))
+            && let State::Handed(delivery, permit) = self.take()
+        {
+            self.0 = begin(delivery, permit);
+        }
+        match &mut self.0 {
+            State::Async(handler, _) => {
+                let handled = ready!(Pin::new(handler).poll(cx));
+                if let State::Async(handler, in_flight) = self.take() {
+                    drop(handler);
+                    in_flight.finish(handled);
+                }
+            }
+            State::Plain(work) => {
+                ready!(work.as_mut().poll(cx));
+                self.0 = State::Ended;
+            }
+            State::Handed(..) | State::Ended => {}
+        }
+        Poll::Ready(())
+    }
+}
+
+/// Admits a delivery and starts its method.
+fn begin(delivery: Delivery, permit: Permit) -> State {
+    let Some(mut in_flight) = admit(delivery, permit) else {
+        return State::Ended;
     };
-    let shared = handed.shared.clone();
-    shared.begun.fetch_add(1, Ordering::Relaxed);
-    let Some(mut in_flight) = admit(&shared, delivery, permit) else {
-        return;
-    };
-    let context = in_flight.context.clone();
+    let context = &in_flight.context;
     let span = tracing::debug_span!(
         target: "longshore::rpc",
         "process",
         "messaging.operation.type" = "process",
-        "messaging.destination.name" = shared.name,
+        "messaging.destination.name" = in_flight.shared().name,
         "messaging.message.id" = context.message_id(),
         "rpc.method" = shown(context.method()),
     );
     in_flight.started = true;
-    match invoke(&shared, &context) {
-        Err(failure) => in_flight.finish(Err(failure)),
+    match invoke(in_flight.shared(), &in_flight.context) {
+        Err(failure) => {
+            in_flight.finish(Err(failure));
+            State::Ended
+        }
         Ok(Invocation::Async(handler)) => {
-            let handled = Guarded::new(handler).instrument(span).await;
-            in_flight.finish(handled);
+            State::Async(Guarded::new(handler).instrument(span), in_flight)
         }
         Ok(Invocation::Plain(handler)) => {
             // Nothing of the application's has run yet; and permit and settlement go with the work, which runs to its
             // end even if this future is dropped.
             in_flight.started = false;
+            let executor = in_flight.shared().executor.clone();
             let work = move || {
                 let _entered = span.enter();
                 in_flight.started = true;
                 in_flight.finish(guarded(handler));
             };
-            shared.executor.blocking(Box::new(work)).await;
+            State::Plain(executor.blocking(Box::new(work)))
         }
     }
 }
 
 /// Reads and checks a delivery; `None`: it is settled already.
-fn admit(shared: &Arc<Shared>, delivery: Delivery, permit: Permit) -> Option<InFlight> {
+fn admit(delivery: Delivery, permit: Permit) -> Option<InFlight> {
+    let shared = permit.shared();
     let Delivery {
         message,
         via,
@@ -147,8 +183,8 @@ fn admit(shared: &Arc<Shared>, delivery: Delivery, permit: Permit) -> Option<InF
         Ok(caller) => (caller, None),
         Err(failure) => (CallerContext::default(), Some(failure)),
     };
-    let context = Context::new(request, caller, deadline, info, shared.abandoned.clone());
-    let in_flight = InFlight::new(shared.clone(), context, settlement, permit, id);
+    let context = Context::new(request, caller, deadline, info, shared.abandon.0.clone());
+    let in_flight = InFlight::new(context, settlement, permit, id);
     match fault {
         None => Some(in_flight),
         Some(failure) => {
@@ -283,7 +319,6 @@ fn deserialized_args(shared: &Shared, context: &Context) -> Result<Option<String
 
 /// A request that was admitted: its permit, its settlement, and the answer it owes.
 struct InFlight {
-    shared: Arc<Shared>,
     context: Context,
     settlement: Settlement,
     heartbeats: Option<AbortHandle>,
@@ -292,18 +327,13 @@ struct InFlight {
     started: bool,
     finished: bool,
     // Last: the permit is given back when all else is done.
-    _permit: Permit,
+    permit: Permit,
 }
 
 impl InFlight {
-    fn new(
-        shared: Arc<Shared>,
-        context: Context,
-        settlement: Settlement,
-        permit: Permit,
-        id: Option<u64>,
-    ) -> Self {
-        shared.counters.running.add();
+    fn new(context: Context, settlement: Settlement, permit: Permit, id: Option<u64>) -> Self {
+        let shared = permit.shared();
+        shared.counters.begun.add();
         let heartbeats = context
             .request()
             .heartbeat_interval()
@@ -315,22 +345,23 @@ impl InFlight {
                     .abort_handle()
             });
         Self {
-            shared,
             context,
             settlement,
             heartbeats,
             id,
             started: false,
             finished: false,
-            _permit: permit,
+            permit,
         }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        self.permit.shared()
     }
 
     fn finish(mut self, handled: Handled) {
         self.finished = true;
-        // Before the answer goes out: whoever has it finds the request no longer running.
-        self.shared.counters.running.subtract();
-        let handled = match &self.shared.serializer {
+        let handled = match &self.shared().serializer {
             Some(serializer) => guarded(|| {
                 let text = handled?;
                 let value = serde_json::from_str(&text)?;
@@ -341,15 +372,15 @@ impl InFlight {
         };
         match handled {
             Ok(result) => {
-                self.shared.counters.succeeded.add();
+                self.shared().counters.succeeded.add();
                 self.answer(ReplyBody::Result(&result));
             }
             Err(failure) => self.fail(failure),
         }
-        if self.shared.ack == Ack::AfterWork {
+        if self.shared().ack == Ack::AfterWork {
             // Entered before it is acknowledged: a redelivery after this line is a duplicate.
             if let Some(id) = self.id {
-                self.shared.memory().window.insert(id);
+                self.shared().memory().window.insert(id);
             }
             // Stale: the broker delivers it again, and the window drops it here.
             let _ = self.settlement.settle(Verdict::Accept);
@@ -363,7 +394,7 @@ impl InFlight {
             name,
             expose_errors,
             ..
-        } = &*self.shared;
+        } = &**self.permit.shared();
         let method = shown(self.context.method());
         let refused = matches!(
             failure.kind(),
@@ -404,7 +435,7 @@ impl InFlight {
         if let Some(heartbeats) = self.heartbeats.take() {
             heartbeats.abort();
         }
-        send(&self.shared, self.context.request(), body);
+        send(self.shared(), self.context.request(), body);
     }
 }
 
@@ -416,10 +447,9 @@ impl Drop for InFlight {
         if let Some(heartbeats) = self.heartbeats.take() {
             heartbeats.abort();
         }
-        self.shared.counters.running.subtract();
-        self.shared.counters.abandoned.add();
+        self.shared().counters.abandoned.add();
         // After-work: the dropped settlement requeues it, and another server answers.
-        if self.shared.ack == Ack::OnReceipt {
+        if self.shared().ack == Ack::OnReceipt {
             let failure = if self.started {
                 Failure::of_kind(
                     ErrorKind::Cancelled,
@@ -431,7 +461,7 @@ impl Drop for InFlight {
                     "the server stopped before the handler began".to_owned(),
                 )
             };
-            let (remote, kind) = failure.into_remote("", &self.shared.errors, false);
+            let (remote, kind) = failure.into_remote("", &self.shared().errors, false);
             self.answer(ReplyBody::Failure(
                 &remote,
                 failure::crossing(kind, &remote),

@@ -13,8 +13,11 @@ mod outbox;
 mod outgoing;
 mod pending;
 mod pump;
+mod request;
+mod retry;
 mod router;
 mod server;
+mod waiting;
 mod window;
 
 pub use access::{AccessPolicy, AllowAll, AllowExposed, AllowPublic};
@@ -26,5 +29,6 @@ pub use outgoing::{Call, Cast};
 pub use router::Router;
 pub use server::{Drained, RpcServer};
 
+pub(crate) use job::Running;
 pub(crate) use outbox::{Outbox, ReplySink};
 pub(crate) use pending::Pending;

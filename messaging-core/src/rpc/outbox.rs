@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,8 @@ pub(crate) struct Outbox {
     io: OnceLock<Io>,
     waiting: Mutex<Waiting>,
     gone: Mutex<VecDeque<(InboxAddress, Instant)>>,
+    /// Whether `gone` holds any, for a look without its lock.
+    any_gone: AtomicBool,
     counters: Counters,
 }
 
@@ -188,12 +190,13 @@ impl Outbox {
     }
 
     fn is_gone(&self, inbox: &InboxAddress) -> bool {
-        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
-        if gone.is_empty() {
+        if !self.any_gone.load(Ordering::Relaxed) {
             return false;
         }
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         gone.retain(|(_, since)| now.duration_since(*since) < GONE_FOR);
+        self.any_gone.store(!gone.is_empty(), Ordering::Relaxed);
         gone.iter().any(|(known, _)| known == inbox)
     }
 
@@ -204,6 +207,7 @@ impl Outbox {
             gone.pop_front();
         }
         gone.push_back((inbox.clone(), Instant::now()));
+        self.any_gone.store(true, Ordering::Relaxed);
     }
 
     fn give_up(&self, to: &dyn fmt::Display, why: impl fmt::Display) {

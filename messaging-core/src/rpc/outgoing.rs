@@ -1,6 +1,6 @@
 //! Requests being built: arguments, context, and overrides of the client's settings.
 
-use std::future::IntoFuture;
+use std::future::{Future, IntoFuture};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,8 +28,9 @@ pub(crate) struct Outgoing {
     pub(crate) transport: Transport,
     pub(crate) settings: Arc<Settings>,
     pub(crate) method: String,
-    /// The arguments as the text of a JSON object without its closing brace; empty: none.
-    args: String,
+    /// The arguments as the text of a JSON object: until [`finish`](Self::finish) without its closing brace, empty
+    /// where there are none.
+    pub(crate) args: String,
     pub(crate) context: CallerContext,
     /// The context before a serializer changed it, which that serializer is given with each entity.
     pub(crate) own_context: serde_json::Map<String, serde_json::Value>,
@@ -56,7 +57,7 @@ impl Outgoing {
     }
 
     fn with(&mut self, change: impl FnOnce(&mut Settings)) {
-        change(Arc::make_mut(&mut self.settings));
+        Settings::change(&mut self.settings, change);
     }
 
     fn fail(&mut self, what: &str, error: impl std::fmt::Display) {
@@ -131,19 +132,19 @@ impl Outgoing {
     }
 
     /// Ends the building: the arguments and the context as they go on the wire.
-    pub(crate) fn finish(&mut self) -> Result<String> {
+    pub(crate) fn finish(&mut self) -> Result<()> {
         if let Some(fault) = self.fault.take() {
             return Err(fault);
         }
         check_name("method", &self.method)?;
-        let mut args = std::mem::take(&mut self.args);
-        args.push_str(if args.is_empty() { "{}" } else { "}" });
+        self.args
+            .push_str(if self.args.is_empty() { "{}" } else { "}" });
         let Some(serializer) = self.settings.serializer.clone() else {
-            return Ok(args);
+            return Ok(());
         };
         let context = self.context.to_map();
-        let map: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_str(&args).map_err(|error| {
+        let map: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&self.args)
+            .map_err(|error| {
                 Error::not_sent(
                     ErrorKind::Codec,
                     format!("the arguments are no JSON object: {error}"),
@@ -155,7 +156,8 @@ impl Outgoing {
         }
         self.own_context = context.clone();
         self.context = CallerContext::from_serialize(&serializer.serialize_context(context)?)?;
-        Ok(serde_json::Value::Object(out).to_string())
+        self.args = serde_json::Value::Object(out).to_string();
+        Ok(())
     }
 }
 
@@ -290,14 +292,18 @@ impl<R: DeserializeOwned> Call<R> {
         self
     }
 
-    async fn run(self) -> Result<R> {
-        let span = self.outgoing.span("call");
-        let reply = call::execute(self.outgoing).instrument(span).await?;
-        let text = reply.as_deref().map_or("null", RawValue::get);
-        serde_json::from_str(text).map_err(|error| {
-            let text = format!("the result is not of the type the caller asked for: {error}");
-            Error::new(ErrorKind::Codec, crate::error::Outcome::Executed, text)
-        })
+    fn run(self) -> impl Future<Output = Result<R>> {
+        let mut outgoing = self.outgoing;
+        // Not an async fn, whose future would hold the request twice.
+        async move {
+            let span = outgoing.span("call");
+            let reply = call::execute(&mut outgoing).instrument(span).await?;
+            let text = reply.as_deref().map_or("null", RawValue::get);
+            serde_json::from_str(text).map_err(|error| {
+                let text = format!("the result is not of the type the caller asked for: {error}");
+                Error::new(ErrorKind::Codec, crate::error::Outcome::Executed, text)
+            })
+        }
     }
 
     /// Makes the call from a plain thread or a plain handler, parking it.
@@ -349,13 +355,16 @@ impl Cast {
         self
     }
 
-    async fn run(self) -> Result<Accepted> {
-        let span = self.outgoing.span(if self.outgoing.settings.target.fanout {
-            "fanout"
-        } else {
-            "cast"
-        });
-        cast::execute(self.outgoing).instrument(span).await
+    fn run(self) -> impl Future<Output = Result<Accepted>> {
+        let mut outgoing = self.outgoing;
+        async move {
+            let span = outgoing.span(if outgoing.settings.target.fanout {
+                "fanout"
+            } else {
+                "cast"
+            });
+            cast::execute(&mut outgoing).instrument(span).await
+        }
     }
 
     /// Makes the cast from a plain thread or a plain handler, parking it.

@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -22,23 +23,32 @@ const INDEX_BITS: u32 = 20;
 /// The highest bound a table can have.
 pub(crate) const MAX_PENDING: usize = 1 << INDEX_BITS;
 
+/// How many slots the first chunk has; each further one has twice as many as the one before.
+const FIRST_CHUNK: usize = 64;
+const CHUNKS: usize = INDEX_BITS as usize - FIRST_CHUNK.ilog2() as usize + 1;
+
 /// The bounded table of pending calls.
 ///
 /// A slot is found by its index, which is part of both the correlation and the send id; a generation tells a
-/// late reply from one to the slot's present call, and a random nonce a reply of ours from any other.
+/// late reply from one to the slot's present call, and a random nonce a reply of ours from any other. Each slot has a
+/// lock of its own, since calls begin and end on all threads at once.
 #[derive(Debug)]
 pub(crate) struct Pending {
     nonce: u64,
     capacity: usize,
-    slots: Mutex<Slots>,
+    chunks: [OnceLock<Box<[Mutex<Slot>]>>; CHUNKS],
+    free: Mutex<Free>,
     room: Notify,
+    closed: AtomicBool,
 }
 
+/// Which slots are free, and who waits for one.
 #[derive(Debug, Default)]
-struct Slots {
-    all: Vec<Slot>,
-    free: Vec<u32>,
-    closed: bool,
+struct Free {
+    slots: Vec<u32>,
+    /// How many slots were ever used.
+    used: usize,
+    waiters: usize,
 }
 
 #[derive(Debug, Default)]
@@ -47,7 +57,7 @@ struct Slot {
     generation: u32,
     sends: u64,
     messages: VecDeque<Message>,
-    lost: Option<Lost>,
+    lost: Option<Box<Lost>>,
     waker: Option<Waker>,
 }
 
@@ -55,33 +65,49 @@ struct Slot {
 #[derive(Debug)]
 pub(crate) enum Arrival {
     Message(Message),
-    Lost(Lost),
+    Lost(Box<Lost>),
     /// The transport was closed.
     Closed,
 }
 
 impl Pending {
     pub(crate) fn new(capacity: usize) -> Arc<Self> {
-        let capacity = capacity.clamp(1, MAX_PENDING);
         Arc::new(Self {
             nonce: rand::random(),
-            capacity,
-            slots: Mutex::default(),
+            capacity: capacity.clamp(1, MAX_PENDING),
+            chunks: [const { OnceLock::new() }; CHUNKS],
+            free: Mutex::default(),
             room: Notify::new(),
+            closed: AtomicBool::new(false),
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Slots> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The slot of an index, whose chunk is made if need be.
+    fn slot_at(&self, index: u32) -> MutexGuard<'_, Slot> {
+        let (chunk, at) = place(index);
+        let slots = self.chunks[chunk].get_or_init(|| {
+            std::iter::repeat_with(Mutex::default)
+                .take(FIRST_CHUNK << chunk)
+                .collect()
+        });
+        lock(&slots[at])
+    }
+
+    /// The slot of an index that may be a stranger's.
+    fn known_slot(&self, index: u32) -> Option<MutexGuard<'_, Slot>> {
+        let (chunk, at) = place(index);
+        self.chunks.get(chunk)?.get()?.get(at).map(lock)
     }
 
     /// A slot, waiting for one until the deadline.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] when none became free in time.
-    pub(crate) async fn acquire(self: &Arc<Self>, deadline: Instant) -> Result<PendingCall> {
+    /// [`ErrorKind::Busy`] when none became free in time, [`ErrorKind::Closed`].
+    pub(crate) async fn acquire(&self, deadline: Instant) -> Result<PendingCall<'_>> {
+        // Counted before the first look: a slot freed after that look finds somebody to notify.
+        let _waiter = Waiter::new(self);
         loop {
-            // Registered before the check, so that a slot freed in between is not missed. Merely made it would be
+            // Registered before the look, so that a slot freed in between is not missed. Merely made it would be
             // no waiter yet: of two slots freed then, only one would be remembered.
             let mut freed = pin!(self.room.notified());
             freed.as_mut().enable();
@@ -100,29 +126,29 @@ impl Pending {
         }
     }
 
-    fn try_acquire(self: &Arc<Self>) -> Result<Option<PendingCall>> {
-        let mut slots = self.lock();
-        if slots.closed {
+    /// A slot, if one is free.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`].
+    pub(crate) fn try_acquire(&self) -> Result<Option<PendingCall<'_>>> {
+        if self.closed.load(Ordering::Acquire) {
             return Err(Error::not_sent(
                 ErrorKind::Closed,
                 "the transport is closed",
             ));
         }
-        let index = match slots.free.pop() {
-            Some(index) => index,
-            None if slots.all.len() < self.capacity => {
-                slots.all.push(Slot::default());
-                (slots.all.len() - 1) as u32
-            }
-            None => return Ok(None),
+        let Some(index) = lock(&self.free).take(self.capacity) else {
+            return Ok(None);
         };
-        let slot = &mut slots.all[index as usize];
+        let mut slot = self.slot_at(index);
         slot.used = true;
         slot.generation = slot.generation.wrapping_add(1);
+        slot.sends += 1;
         Ok(Some(PendingCall {
-            table: self.clone(),
+            table: self,
             index,
             generation: slot.generation,
+            first_send: Some(send_id(index, slot.sends)),
         }))
     }
 
@@ -137,8 +163,7 @@ impl Pending {
             return false;
         }
         let (index, generation) = ((correlation.0 >> 32) as u32, correlation.0 as u32);
-        let mut slots = self.lock();
-        let Some(slot) = slots.all.get_mut(index as usize) else {
+        let Some(mut slot) = self.known_slot(index) else {
             return false;
         };
         if !slot.used || slot.generation != generation {
@@ -149,11 +174,7 @@ impl Pending {
             slot.messages.pop_front();
         }
         slot.messages.push_back(message);
-        let waker = slot.waker.take();
-        drop(slots);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wake(slot);
         true
     }
 
@@ -163,41 +184,62 @@ impl Pending {
         if id & CALL == 0 {
             return Some(lost);
         }
-        let index = ((id >> (63 - INDEX_BITS)) as usize) & (MAX_PENDING - 1);
-        let mut slots = self.lock();
-        let slot = slots.all.get_mut(index)?;
+        let index = ((id >> (63 - INDEX_BITS)) as usize & (MAX_PENDING - 1)) as u32;
+        let mut slot = self.known_slot(index)?;
         // A send of an earlier call in the slot is nobody's any more.
-        if !slot.used || send_id(index as u32, slot.sends) != lost.send {
+        if !slot.used || send_id(index, slot.sends) != lost.send {
             return None;
         }
-        slot.lost = Some(lost);
-        let waker = slot.waker.take();
-        drop(slots);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        slot.lost = Some(Box::new(lost));
+        wake(slot);
         None
     }
 
     /// Ends every pending call.
     pub(crate) fn close(&self) {
-        let mut slots = self.lock();
-        slots.closed = true;
-        let wakers: Vec<Waker> = slots
-            .all
-            .iter_mut()
-            .filter_map(|slot| slot.waker.take())
-            .collect();
-        drop(slots);
-        wakers.into_iter().for_each(Waker::wake);
+        self.closed.store(true, Ordering::Release);
+        // A call that registers its waker after this look has the slot's lock later, and sees the flag.
+        for slot in self.chunks.iter().filter_map(OnceLock::get).flatten() {
+            wake(lock(slot));
+        }
         self.room.notify_waiters();
     }
 
     /// How many calls are pending.
     pub(crate) fn len(&self) -> usize {
-        let slots = self.lock();
-        slots.all.len() - slots.free.len()
+        let free = lock(&self.free);
+        free.used - free.slots.len()
     }
+}
+
+impl Free {
+    fn take(&mut self, capacity: usize) -> Option<u32> {
+        self.slots.pop().or_else(|| {
+            let fresh = (self.used < capacity).then_some(self.used as u32);
+            self.used += usize::from(fresh.is_some());
+            fresh
+        })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Wakes the call of a slot, which is let go first.
+fn wake(mut slot: MutexGuard<'_, Slot>) {
+    let waker = slot.waker.take();
+    drop(slot);
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+/// Where a slot stands: its chunk, and its place in that.
+fn place(index: u32) -> (usize, usize) {
+    let index = index as usize;
+    let chunk = (index / FIRST_CHUNK + 1).ilog2() as usize;
+    (chunk, index - FIRST_CHUNK * ((1 << chunk) - 1))
 }
 
 fn send_id(index: u32, sends: u64) -> SendId {
@@ -205,15 +247,32 @@ fn send_id(index: u32, sends: u64) -> SendId {
     SendId(CALL | (u64::from(index) << counter_bits) | (sends & ((1 << counter_bits) - 1)))
 }
 
-/// One pending call. Dropping it frees the slot at once.
-#[derive(Debug)]
-pub(crate) struct PendingCall {
-    table: Arc<Pending>,
-    index: u32,
-    generation: u32,
+/// Somebody who waits for a slot.
+struct Waiter<'a>(&'a Pending);
+
+impl<'a> Waiter<'a> {
+    fn new(table: &'a Pending) -> Self {
+        lock(&table.free).waiters += 1;
+        Self(table)
+    }
 }
 
-impl PendingCall {
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.free).waiters -= 1;
+    }
+}
+
+/// One pending call. Dropping it frees the slot at once.
+#[derive(Debug)]
+pub(crate) struct PendingCall<'a> {
+    table: &'a Pending,
+    index: u32,
+    generation: u32,
+    first_send: Option<SendId>,
+}
+
+impl PendingCall<'_> {
     pub(crate) fn correlation(&self) -> Correlation {
         let key = (u128::from(self.index) << 32) | u128::from(self.generation);
         Correlation((u128::from(self.table.nonce) << 64) | key)
@@ -221,45 +280,49 @@ impl PendingCall {
 
     /// A fresh id for sending the request, whose loss then reaches this call; that of an earlier send no longer does.
     pub(crate) fn next_send(&mut self) -> SendId {
-        let mut slots = self.table.lock();
-        let slot = &mut slots.all[self.index as usize];
+        if let Some(first) = self.first_send.take() {
+            return first;
+        }
+        let mut slot = self.table.slot_at(self.index);
         slot.sends += 1;
         slot.lost = None;
         send_id(self.index, slot.sends)
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Arrival> {
-        let mut slots = self.table.lock();
-        let closed = slots.closed;
-        let slot = &mut slots.all[self.index as usize];
+        let mut slot = self.table.slot_at(self.index);
         if let Some(message) = slot.messages.pop_front() {
             return Poll::Ready(Arrival::Message(message));
         }
         if let Some(lost) = slot.lost.take() {
             return Poll::Ready(Arrival::Lost(lost));
         }
-        if closed {
-            return Poll::Ready(Arrival::Closed);
-        }
         match &mut slot.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             none => *none = Some(cx.waker().clone()),
+        }
+        if self.table.closed.load(Ordering::Acquire) {
+            return Poll::Ready(Arrival::Closed);
         }
         Poll::Pending
     }
 }
 
-impl Drop for PendingCall {
+impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
-        let mut slots = self.table.lock();
-        let slot = &mut slots.all[self.index as usize];
+        let mut slot = self.table.slot_at(self.index);
         slot.used = false;
         slot.messages.clear();
         let leftover = (slot.lost.take(), slot.waker.take());
-        slots.free.push(self.index);
-        drop(slots);
+        drop(slot);
         drop(leftover);
-        self.table.room.notify_one();
+        let mut free = lock(&self.table.free);
+        free.slots.push(self.index);
+        let is_awaited = free.waiters > 0;
+        drop(free);
+        if is_awaited {
+            self.table.room.notify_one();
+        }
     }
 }
 
@@ -283,7 +346,7 @@ mod tests {
         }
     }
 
-    fn arrival(call: &mut PendingCall) -> Option<Arrival> {
+    fn arrival(call: &mut PendingCall<'_>) -> Option<Arrival> {
         match call.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(arrival) => Some(arrival),
             Poll::Pending => None,
@@ -309,6 +372,20 @@ mod tests {
             "a late reply must not reach the slot's next call"
         );
         assert_eq!(table.len(), 2);
+    }
+
+    #[test]
+    fn every_index_has_a_place_of_its_own() {
+        let mut last = (0, 0);
+        assert_eq!(place(0), last);
+        for index in 1..MAX_PENDING as u32 {
+            let next = place(index);
+            let follows = next == (last.0, last.1 + 1)
+                || (next == (last.0 + 1, 0) && last.1 + 1 == FIRST_CHUNK << last.0);
+            assert!(follows, "{next:?} after {last:?}");
+            last = next;
+        }
+        assert!(last.0 < CHUNKS);
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use crate::driver::{Incoming, Listener};
 use crate::error::{Error, ErrorKind};
 use crate::executor::Job;
-use crate::rpc::job::{self, Handed};
+use crate::rpc::job::{self, Running};
 use crate::rpc::server::{Drained, Shared};
 
 /// How many jobs are handed over at once.
@@ -23,13 +23,6 @@ const STARVED: Duration = Duration::from_secs(1);
 /// How long replies may go on being sent after the last handler ended, at the least.
 const CLOSE_GRACE: Duration = Duration::from_millis(300);
 
-enum Step {
-    Jobs(Vec<Job>),
-    Stop,
-    /// The listener ended by itself.
-    Ended,
-}
-
 /// Moves deliveries to the executor until the server is to stop; then drains it.
 pub(crate) async fn run(
     shared: Arc<Shared>,
@@ -39,74 +32,93 @@ pub(crate) async fn run(
 ) {
     let mut error = None;
     loop {
-        match poll_fn(|cx| step(&shared, &mut *listener, cx)).await {
-            Step::Jobs(jobs) => {
-                shared
-                    .handed
-                    .fetch_add(jobs.len() as u64, Ordering::Relaxed);
-                if let Err(refused) = shared.executor.spawn_batch(jobs) {
-                    tracing::warn!(
-                        target: "longshore::rpc",
-                        server = shared.name, jobs = refused.jobs.len(),
-                        "the executor refused requests, which go back: {}", refused.error,
-                    );
-                    drop(refused);
-                    tokio::time::sleep(REFUSED_PAUSE).await;
-                }
-                // A queue that is never empty must not keep the thread from everything else.
-                tokio::task::consume_budget().await;
-            }
+        let (count, handed) = match poll_fn(|cx| step(&shared, &mut *listener, cx)).await {
+            Step::One(job) => (1, shared.executor.spawn(job)),
+            Step::Several(jobs) => (jobs.len() as u64, shared.executor.spawn_batch(jobs)),
             Step::Stop => break,
             Step::Ended => {
                 let text = "the subscription ended by itself: the transport was closed";
                 error = Some(Error::unknown(ErrorKind::Closed, text));
                 break;
             }
+        };
+        shared.handed.fetch_add(count, Ordering::Relaxed);
+        if let Err(refused) = handed {
+            tracing::warn!(
+                target: "longshore::rpc",
+                server = shared.name, jobs = refused.jobs.len(),
+                "the executor refused requests, which go back: {}", refused.error,
+            );
+            drop(refused);
+            tokio::time::sleep(REFUSED_PAUSE).await;
         }
+        // A queue that is never empty must not keep the thread from everything else.
+        tokio::task::consume_budget().await;
     }
     let drained = drain(&shared, listener, &mut stop, error).await;
     tracing::debug!(target: "longshore::rpc", server = shared.name, ?drained, "server stopped");
     ended.send_replace(Some(drained));
 }
 
+/// What one look at the listener brought.
+enum Step {
+    One(Job),
+    Several(Vec<Job>),
+    Stop,
+    /// The listener ended by itself.
+    Ended,
+}
+
 fn step(shared: &Arc<Shared>, listener: &mut dyn Listener, cx: &mut Context<'_>) -> Poll<Step> {
-    // Registered before anything is checked, so that no permit and no stop is missed.
+    if let Poll::Ready(step) = look(shared, listener, cx) {
+        return Poll::Ready(step);
+    }
+    // Registered before the second look, so that no permit and no stop is missed. Where there is work none is needed.
     shared.pump_waker.register(cx.waker());
+    look(shared, listener, cx)
+}
+
+fn look(shared: &Arc<Shared>, listener: &mut dyn Listener, cx: &mut Context<'_>) -> Poll<Step> {
     if shared.stopping.load(Ordering::Acquire) {
         return Poll::Ready(Step::Stop);
     }
+    let mut first = None;
     let mut jobs = Vec::new();
     while jobs.len() < BATCH {
-        let Some(permit) = shared.permit() else {
+        if !shared.has_permit() {
             listener.poll_arrivals(cx);
             break;
-        };
+        }
         match listener.poll_next(cx) {
             Poll::Ready(Some(Incoming::Delivery(delivery))) => {
+                let job = Job::request(Running::new(delivery, shared.permit()));
                 if jobs.is_empty() {
-                    jobs.reserve(BATCH.min(8));
+                    match first.take() {
+                        None => first = Some(job),
+                        Some(first) => {
+                            jobs.reserve(8);
+                            jobs.extend([first, job]);
+                        }
+                    }
+                } else {
+                    jobs.push(job);
                 }
-                jobs.push(Job::new(job::run(Handed::new(
-                    shared.clone(),
-                    delivery,
-                    permit,
-                ))));
             }
             Poll::Ready(Some(Incoming::Rejected { reason })) => {
-                permit.unused();
+                // Counted as handed over too, since its reading is counted as done.
+                shared.handed.fetch_add(1, Ordering::Relaxed);
                 job::unreadable(shared, &reason);
             }
-            Poll::Ready(None) if jobs.is_empty() => return Poll::Ready(Step::Ended),
-            Poll::Ready(None) | Poll::Pending => {
-                permit.unused();
-                break;
+            Poll::Ready(None) if jobs.is_empty() && first.is_none() => {
+                return Poll::Ready(Step::Ended);
             }
+            Poll::Ready(None) | Poll::Pending => break,
         }
     }
-    if jobs.is_empty() {
-        Poll::Pending
-    } else {
-        Poll::Ready(Step::Jobs(jobs))
+    match first {
+        Some(only) => Poll::Ready(Step::One(only)),
+        None if jobs.is_empty() => Poll::Pending,
+        None => Poll::Ready(Step::Several(jobs)),
     }
 }
 
@@ -126,7 +138,7 @@ async fn drain(
     }
     let still_running = close_executor(shared, deadline, stop).await;
     if still_running > 0 {
-        shared.abandon.send_replace(true);
+        shared.abandon.0.send_replace(true);
         tracing::warn!(
             target: "longshore::rpc",
             server = shared.name, still_running, "the server stops while handlers are still running",
@@ -170,7 +182,7 @@ pub(crate) async fn watch_for_starvation(server: Weak<Shared>) {
         let Some(shared) = server.upgrade() else {
             return;
         };
-        let begun = shared.begun.load(Ordering::Relaxed);
+        let begun = shared.counters.taken_up();
         let waits = shared.handed.load(Ordering::Relaxed) > begun;
         let starved = waits && waited && begun == last_begun;
         if starved && !logged {

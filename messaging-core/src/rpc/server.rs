@@ -40,18 +40,27 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     permits: AtomicU32,
     concurrency: u32,
-    /// Wakes the pump: a permit came back, or the server is to stop.
+    /// Wakes the pump: a permit came back that it waits for, or the server is to stop.
     pub(crate) pump_waker: AtomicWaker,
-    /// Jobs handed to the executor, and jobs that were polled at least once.
+    /// Whether the pump found no permit. Nobody wakes it for one it does not wait for.
+    pump_starves: AtomicBool,
+    /// Jobs handed to the executor.
     pub(crate) handed: AtomicU64,
-    pub(crate) begun: AtomicU64,
     pub(crate) stopping: AtomicBool,
     memory: Mutex<Memory>,
     hasher: RandomState,
-    pub(crate) abandon: watch::Sender<bool>,
-    pub(crate) abandoned: watch::Receiver<bool>,
+    pub(crate) abandon: Abandon,
     pub(crate) pump_runtime: Handle,
     pub(crate) transport: Transport,
+}
+
+/// Tells the contexts of a server that nobody waits for their results any more; a server that is gone waits for none.
+pub(crate) struct Abandon(pub(crate) Arc<watch::Sender<bool>>);
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        self.0.send_replace(true);
+    }
 }
 
 /// What a builder found out: all that a server is made of, but its listener.
@@ -84,14 +93,20 @@ impl fmt::Debug for Shared {
 }
 
 impl Shared {
-    /// One of the server's permits, if one is free.
-    pub(crate) fn permit(self: &Arc<Self>) -> Option<Permit> {
-        self.permits
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| {
-                free.checked_sub(1)
-            })
-            .ok()
-            .map(|_| Permit(Some(self.clone())))
+    /// Whether a permit is free; if none is, the pump is woken when there is.
+    pub(crate) fn has_permit(&self) -> bool {
+        if self.permits.load(Ordering::SeqCst) > 0 {
+            return true;
+        }
+        // Said before the second look: whoever gives a permit back after that look reads it.
+        self.pump_starves.store(true, Ordering::SeqCst);
+        self.permits.load(Ordering::SeqCst) > 0
+    }
+
+    /// Takes a permit that is free. Only the pump takes any, so that what it saw free still is.
+    pub(crate) fn permit(self: &Arc<Self>) -> Permit {
+        self.permits.fetch_sub(1, Ordering::SeqCst);
+        Permit(self.clone())
     }
 
     /// A keyed hash of a stranger's text.
@@ -110,23 +125,21 @@ impl Shared {
 
 /// The right to run one request. Dropping it lets the pump take another.
 #[derive(Debug)]
-pub(crate) struct Permit(Option<Arc<Shared>>);
+pub(crate) struct Permit(Arc<Shared>);
 
 impl Permit {
-    /// Gives back a permit for which there was no request. The pump holds it itself, so that nobody needs waking;
-    /// and waking itself would keep it busy for ever.
-    pub(crate) fn unused(mut self) {
-        if let Some(shared) = self.0.take() {
-            shared.permits.fetch_add(1, Ordering::AcqRel);
-        }
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(shared) = self.0.take() {
-            shared.permits.fetch_add(1, Ordering::AcqRel);
-            shared.pump_waker.wake();
+        self.0.permits.fetch_add(1, Ordering::SeqCst);
+        if self.0.pump_starves.load(Ordering::SeqCst)
+            && self.0.pump_starves.swap(false, Ordering::SeqCst)
+        {
+            self.0.pump_waker.wake();
         }
     }
 }
@@ -171,7 +184,6 @@ impl RpcServer {
         let pump_runtime = service.transport.pump_runtime()?;
         let (stop, stopping) = watch::channel(None);
         let (ended, end) = watch::channel(None);
-        let (abandon, abandoned) = watch::channel(false);
         let shared = Arc::new(Shared {
             name: service.name,
             routes: service.routes,
@@ -185,16 +197,15 @@ impl RpcServer {
             permits: AtomicU32::new(service.concurrency.get()),
             concurrency: service.concurrency.get(),
             pump_waker: AtomicWaker::new(),
+            pump_starves: AtomicBool::new(false),
             handed: AtomicU64::new(0),
-            begun: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             memory: Mutex::new(Memory {
                 window: Window::new(service.window),
                 clocks: Clocks::default(),
             }),
             hasher: RandomState::new(),
-            abandon,
-            abandoned,
+            abandon: Abandon(Arc::new(watch::Sender::new(false))),
             pump_runtime: pump_runtime.clone(),
             transport: service.transport,
         });
