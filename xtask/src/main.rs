@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use broker::{Node, ROLES, Release};
+use broker::{Brokers, Node, ROLES, Release};
 use stages::{Run, Stage};
 
 /// Chores of the Longshore workspace.
@@ -54,7 +54,7 @@ enum Chore {
     },
     /// Starts and stops the RabbitMQ nodes that the tests use
     #[command(after_help = BROKERS_HELP)]
-    Brokers(Brokers),
+    Brokers(BrokersArguments),
     /// Makes the Python environment with oslo.messaging, and prints its interpreter
     Python,
     /// Prints the variables that tests need, for `eval "$(cargo xtask env)"`
@@ -73,7 +73,7 @@ Without --node and --broker it is the two nodes that the tests use: `rabbit`, of
 name is of rabbitmq-3 unless --broker says otherwise, and of what it was last from then on.";
 
 #[derive(Debug, Args)]
-struct Brokers {
+struct BrokersArguments {
     /// Which node; each has its own ports and data
     #[arg(long)]
     node: Option<String>,
@@ -120,8 +120,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn brokers(arguments: &Brokers) -> Result<()> {
-    let Brokers {
+fn brokers(arguments: &BrokersArguments) -> Result<()> {
+    let BrokersArguments {
         node,
         broker,
         action,
@@ -206,7 +206,7 @@ fn status() -> Result<()> {
 }
 
 fn environment() -> Result<()> {
-    let mut variables = broker::Brokers::running()?.environment()?;
+    let mut variables = Brokers::running()?.environment()?;
     if !python::is_made() {
         bail!("the Python environment is not made: run `cargo xtask python`");
     }
@@ -243,5 +243,15 @@ fn bench(arguments: &[String]) -> Result<()> {
         .current_dir(workspace::root())
         .args(["run", "--release", "--package", "longshore-bench", "--"])
         .args(arguments);
-    process::run(&mut command)
+    // The others need nothing but this machine.
+    if arguments.first().is_none_or(|name| name != "amqp") {
+        return process::run(&mut command);
+    }
+    let brokers = Brokers::up([&ROLES[0]])?;
+    let outcome = python::ensure().and_then(|_| {
+        let (name, interpreter) = python::environment();
+        command.envs(brokers.environment()?).env(name, interpreter);
+        process::run(&mut command)
+    });
+    outcome.and(brokers.release())
 }
