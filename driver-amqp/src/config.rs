@@ -1,12 +1,11 @@
 //! The options of this driver, typed, and what they mean together.
 
-use std::time::Duration;
-
 use messaging_core::config::Config;
 use messaging_core::options::Options;
 use messaging_core::{Error, Result, TransportUrl};
 
 use crate::address::{Node, nodes, virtual_host};
+use crate::backoff::Backoff;
 use crate::compression::Packing;
 use crate::options::OPTIONS;
 use crate::queue_names::QueueNames;
@@ -67,8 +66,7 @@ pub(crate) struct Settings {
     pub(crate) prefetch: Option<u16>,
     /// Seconds; 0: as the broker wishes.
     pub(crate) heartbeat: u16,
-    /// The longest pause between two attempts to connect.
-    pub(crate) longest_pause: Duration,
+    pub(crate) backoff: Backoff,
     pub(crate) cancel_on_failover: bool,
     /// How what is sent is packed.
     pub(crate) packing: Option<Packing>,
@@ -111,11 +109,6 @@ impl Settings {
         let number = |name: &str, default: i64| options.int(name).unwrap_or(default);
         let ttl = number("rabbit_transient_queues_ttl", 1800);
         let prefetch = number("rabbit_qos_prefetch_count", 0);
-        let longest_pause = if options.is_set("rabbit_interval_max") {
-            u64::try_from(number("rabbit_interval_max", 30)).unwrap_or(30)
-        } else {
-            10
-        };
         Ok(Self {
             profile,
             nodes: nodes(url, url.scheme.starts_with("amqp"), port),
@@ -137,7 +130,7 @@ impl Settings {
             transient_ttl: u32::try_from(ttl).ok().filter(|ttl| *ttl > 0),
             prefetch: u16::try_from(prefetch).ok().filter(|count| *count > 0),
             heartbeat: u16::try_from(number("heartbeat_timeout_threshold", 60)).unwrap_or(60),
-            longest_pause: Duration::from_secs(longest_pause),
+            backoff: Backoff::resolve(&options),
             cancel_on_failover: options.bool("enable_cancel_on_failover"),
             packing: Packing::asked(options.text("kombu_compression").unwrap_or_default())?,
             max_body,
@@ -275,15 +268,13 @@ mod tests {
         assert_eq!(defaults.transient_ttl, Some(1_800));
         assert_eq!(defaults.prefetch, None);
         assert_eq!(defaults.heartbeat, 60);
-        assert_eq!(defaults.longest_pause, Duration::from_secs(10));
         let set = settings(
-            "rabbit://h/?rabbit_transient_queues_ttl=0&rabbit_qos_prefetch_count=9&heartbeat_timeout_threshold=5&rabbit_interval_max=3",
+            "rabbit://h/?rabbit_transient_queues_ttl=0&rabbit_qos_prefetch_count=9&heartbeat_timeout_threshold=5",
         )
         .unwrap();
         assert_eq!(set.transient_ttl, None);
         assert_eq!(set.prefetch, Some(9));
         assert_eq!(set.heartbeat, 5);
-        assert_eq!(set.longest_pause, Duration::from_secs(3));
         for bad in [
             "heartbeat_timeout_threshold=70000",
             "rabbit_qos_prefetch_count=-1",

@@ -8,17 +8,16 @@ use futures_util::StreamExt as _;
 use lapin::Event;
 use messaging_core::driver::Health;
 use messaging_core::{Error, ErrorKind, Result};
-use rand::RngExt as _;
 use rand::seq::SliceRandom as _;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use crate::backoff::jittered;
 use crate::config::Settings;
 use crate::error::{Fault, code};
 use crate::link::{Events, Link, Purpose};
 
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// A link that was up this long was a good one: the next loss starts with the shortest pause again.
 const STEADY: Duration = Duration::from_secs(30);
 /// How long a link takes at most to say good-bye.
@@ -191,14 +190,12 @@ impl Connection {
                     failed = failed.saturating_add(1);
                     next += 1;
                     self.attempt_failed(error, permanent, failed);
+                    let hosts = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
                     if permanent {
-                        self.settings.longest_pause
-                    } else if (failed as usize).is_multiple_of(nodes.len()) {
-                        let rounds = failed / u32::try_from(nodes.len()).unwrap_or(u32::MAX);
-                        let pause = FIRST_PAUSE.saturating_mul(1 << rounds.min(16));
-                        jittered(pause.min(self.settings.longest_pause))
+                        self.settings.backoff.longest()
                     } else {
-                        Duration::ZERO
+                        let round = failed.is_multiple_of(hosts).then(|| failed / hosts);
+                        self.settings.backoff.pause(round)
                     }
                 }
             };
@@ -360,11 +357,6 @@ impl Drop for Replaying {
 pub(crate) async fn stopped(stage: &mut watch::Receiver<Stage>) {
     // A sender that is gone is a driver that is gone.
     let _ = stage.wait_for(|stage| *stage == Stage::Stopped).await;
-}
-
-/// Full jitter: anything up to `longest`.
-fn jittered(longest: Duration) -> Duration {
-    longest.mul_f64(rand::rng().random_range(0.0..=1.0))
 }
 
 /// The health of the driver: that of its connections taken together.

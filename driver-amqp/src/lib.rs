@@ -12,6 +12,7 @@ mod address;
 #[cfg(feature = "tls")]
 mod any_host;
 mod arguments;
+mod backoff;
 mod compression;
 mod config;
 mod confirms;

@@ -74,12 +74,12 @@ pub static OPTIONS: OptionGroup = OptionGroup {
         seconds(
             "kombu_reconnect_delay",
             "1.0",
-            "ignored: the back-off has full jitter, up to rabbit_interval_max",
+            "seconds to wait after every failed attempt to connect, besides the back-off; none unless it is set",
         ),
         seconds(
             "kombu_reconnect_splay",
             "0.0",
-            "ignored: the back-off has full jitter, up to rabbit_interval_max",
+            "up to so many seconds more, at random, after every failed attempt; none unless it is set",
         ),
         text(
             "kombu_compression",
@@ -109,21 +109,21 @@ pub static OPTIONS: OptionGroup = OptionGroup {
             1,
             86_400,
             "1",
-            "ignored: the back-off starts at 50 ms",
+            "the first pause when all hosts have failed, in seconds; unless it or rabbit_retry_backoff is set, pauses double from 50 ms with full jitter",
         ),
         integer(
             "rabbit_retry_backoff",
             0,
             86_400,
             "2",
-            "ignored: the back-off doubles",
+            "seconds by which each further pause is longer; see rabbit_retry_interval",
         ),
         integer(
             "rabbit_interval_max",
             1,
             86_400,
             "30",
-            "the longest pause between two attempts to connect, in seconds; 10 unless it is set",
+            "the longest pause between two attempts to connect, in seconds; 10 unless it or rabbit_retry_interval is set",
         ),
         boolean(
             "rabbit_ha_queues",

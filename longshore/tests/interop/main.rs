@@ -13,6 +13,7 @@ mod raw_delivery;
 mod raw_replies;
 mod raw_requests;
 mod rust_calls;
+mod shared_options;
 mod support;
 mod topology;
 mod topology_options;
