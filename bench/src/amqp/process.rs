@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::cases::{Case, Operation, Payload, Subject};
 use super::one::{One, Sample};
+use super::subject::raw;
 
 /// What starting, draining and stopping may take besides the run itself.
 const MARGIN: Duration = Duration::from_secs(90);
@@ -29,6 +30,10 @@ pub(crate) fn sample(case: Case, one: &One) -> Result<Sample> {
     };
     let name = one.subject.name();
     let text = output(&mut command, limit).with_context(|| format!("{name} in {}", one.case))?;
+    if one.subject == Subject::Oslo {
+        let runtime = tokio::runtime::Runtime::new()?;
+        runtime.block_on(raw::clean_up(&one.url, &one.topic, case.servers))?;
+    }
     // Libraries of Python may print, too.
     let line = text.lines().last().unwrap_or_default();
     serde_json::from_str(line).with_context(|| format!("{name} printed no sample: {line:?}"))

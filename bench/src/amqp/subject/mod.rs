@@ -31,14 +31,19 @@ pub(super) fn stopping() {
     STOPPING.store(true, Ordering::Release);
 }
 
-/// A task whose failure ends the process: a run with one is void.
+/// A task of a run.
 fn spawn(name: &'static str, work: impl Future<Output = Result<()>> + Send + 'static) {
     tokio::spawn(async move {
-        if let Err(error) = work.await
-            && !STOPPING.load(Ordering::Acquire)
-        {
-            eprintln!("{name}: {error:#}");
-            std::process::exit(3);
+        if let Err(error) = work.await {
+            failed(name, &error);
         }
     });
+}
+
+/// Ends the process for the failure of one of its tasks: a run with one is void.
+fn failed(name: &str, error: &anyhow::Error) {
+    if !STOPPING.load(Ordering::Acquire) {
+        eprintln!("{name}: {error:#}");
+        std::process::exit(3);
+    }
 }

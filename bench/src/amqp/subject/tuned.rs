@@ -24,7 +24,7 @@ use longshore::wire::{ReplyBody, Request, decode_reply, decode_request, encode_r
 use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::raw::{self, CONCURRENCY, EXCHANGE, PREFETCH, Raw, TIMEOUT_MS, fanout_exchange};
-use super::{Peers, spawn};
+use super::{Peers, failed, spawn};
 use crate::amqp::cases::Policy;
 use crate::amqp::service::{Answer, CALL, CAST, FANOUT, Question, Service};
 
@@ -427,10 +427,12 @@ impl Server {
             };
             acks.add(delivery.delivery_tag);
             let server = Arc::clone(&self);
-            spawn("a request", async move {
-                let handled = server.handle(delivery).await;
+            // Spawned as it is: around it, a future as large as this one would be copied once more.
+            tokio::spawn(async move {
+                if let Err(error) = server.handle(delivery).await {
+                    failed("a request", &error);
+                }
                 drop(permit);
-                handled
             });
         }
     }
