@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use crate::backoff::jittered;
 use crate::config::Settings;
-use crate::error::{Fault, code};
+use crate::error::{Cure, Fault, code};
 use crate::link::{Events, Link, Purpose};
 
 /// A link that was up this long was a good one: the next loss starts with the shortest pause again.
@@ -154,6 +154,8 @@ impl Connection {
         nodes.shuffle(&mut rand::rng());
         let mut next = 0;
         let mut failed: u32 = 0;
+        // What is wrong with a host of the current round, where another may do.
+        let mut unfit: Option<Error> = None;
         loop {
             let node = &nodes[next % nodes.len()];
             let attempt = Link::open(node, &self.settings, self.purpose);
@@ -178,6 +180,7 @@ impl Connection {
                     if since.elapsed() >= STEADY {
                         failed = 0;
                     }
+                    unfit = None;
                     self.went_down(&session, &reason);
                     // The broker's shutdown sends every client away at once; they must not come back at once.
                     if reason.code() == Some(code::CONNECTION_FORCED) {
@@ -186,15 +189,23 @@ impl Connection {
                         Duration::ZERO
                     }
                 }
-                Err((error, permanent)) => {
+                Err((error, cure)) => {
                     failed = failed.saturating_add(1);
                     next += 1;
-                    self.attempt_failed(error, permanent, failed);
                     let hosts = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
+                    let round = failed.is_multiple_of(hosts).then(|| failed / hosts);
+                    if cure == Cure::AnotherHost {
+                        unfit = Some(error.clone());
+                    }
+                    let (error, permanent) = match round.and_then(|_| unfit.take()) {
+                        // No host was fit, and what is wrong with one says more than that another is down.
+                        Some(unfit) => (unfit, true),
+                        None => (error, cure == Cure::Change),
+                    };
+                    self.attempt_failed(error, permanent, failed);
                     if permanent {
                         self.settings.backoff.longest()
                     } else {
-                        let round = failed.is_multiple_of(hosts).then(|| failed / hosts);
                         self.settings.backoff.pause(round)
                     }
                 }

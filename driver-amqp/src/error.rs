@@ -97,18 +97,29 @@ impl fmt::Display for Fault {
     }
 }
 
-/// A failed login: the error, and whether trying again cannot help.
+/// What may cure a failure to connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cure {
+    /// Trying again, there or elsewhere.
+    Time,
+    /// Another host of the list: this one is not as the options say.
+    AnotherHost,
+    /// Nothing but a change at the broker or of the options.
+    Change,
+}
+
+/// A failed login, and what may cure it.
 pub(crate) fn login_failed(
     address: &str,
     fault: &Fault,
     settings: &Settings,
     first: &FirstByte,
-) -> (Error, bool) {
+) -> (Error, Cure) {
     if first.is_tls() {
         let text = format!(
             "{address} speaks TLS on this port: use amqps://, or ssl=true, or its port without TLS"
         );
-        return (Error::config(text), true);
+        return (Error::config(text), Cure::AnotherHost);
     }
     #[cfg(feature = "tls")]
     if let (Some(tls), Fault::Amqp(error)) = (&settings.tls, fault)
@@ -118,12 +129,14 @@ pub(crate) fn login_failed(
         // Under TLS 1.3 a broker judges a client's certificate when the client is through with the handshake.
         return crate::handshake::explain(tls, address, error);
     }
-    let (kind, permanent) = match fault.code() {
-        Some(code::ACCESS_REFUSED) => (ErrorKind::Unauthorized, true),
+    let (kind, cure) = match fault.code() {
+        Some(code::ACCESS_REFUSED) => (ErrorKind::Unauthorized, Cure::Change),
         // The broker has one code for a virtual host that is not there and one the user may not enter.
-        Some(code::NOT_ALLOWED) if fault.text().contains("not found") => (ErrorKind::Config, true),
-        Some(code::NOT_ALLOWED) => (ErrorKind::Unauthorized, true),
-        _ => (ErrorKind::Connect, false),
+        Some(code::NOT_ALLOWED) if fault.text().contains("not found") => {
+            (ErrorKind::Config, Cure::Change)
+        }
+        Some(code::NOT_ALLOWED) => (ErrorKind::Unauthorized, Cure::Change),
+        _ => (ErrorKind::Connect, Cure::Time),
     };
     let text = match kind {
         ErrorKind::Unauthorized if settings.login == Login::External => format!(
@@ -137,7 +150,7 @@ pub(crate) fn login_failed(
         ),
         _ => format!("{address} did not complete the AMQP handshake: {fault}"),
     };
-    (Error::not_sent(kind, text), permanent)
+    (Error::not_sent(kind, text), cure)
 }
 
 /// A failed declaration, binding or subscription, before anything was sent.

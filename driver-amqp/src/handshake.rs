@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::any_host::AnyHost;
+use crate::error::Cure;
 use crate::tls::{Identity, Tls, Versions};
 
 /// More than any bundle of certificates has.
@@ -26,13 +27,13 @@ pub(crate) fn check(tls: &Tls) -> Result<()> {
     client_config(tls).map(drop)
 }
 
-/// Shakes hands with a host; on failure says whether trying again cannot help.
+/// Shakes hands with a host; on failure says what may cure it.
 pub(crate) async fn connect(
     tls: &Tls,
     stream: TcpStream,
     host: &str,
     address: &str,
-) -> Result<TlsStream<TcpStream>, (Error, bool)> {
+) -> Result<TlsStream<TcpStream>, (Error, Cure)> {
     let options = tls.clone();
     // Files are read, and those of the system are many.
     let config = tokio::task::spawn_blocking(move || client_config(&options))
@@ -43,10 +44,10 @@ pub(crate) async fn connect(
                 "reading certificates was interrupted",
             ))
         })
-        .map_err(|error| (error, true))?;
+        .map_err(|error| (error, Cure::Change))?;
     let name = ServerName::try_from(host.to_owned()).map_err(|_| {
         let text = format!("{address} has a host name that no certificate can be for");
-        (Error::config(text), true)
+        (Error::config(text), Cure::AnotherHost)
     })?;
     TlsConnector::from(Arc::new(config))
         .connect(name, stream)
@@ -171,21 +172,21 @@ pub(crate) fn refusal(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// A handshake that did not succeed, and whether trying again cannot help.
-fn failed(tls: &Tls, address: &str, error: &io::Error) -> (Error, bool) {
+/// A handshake that did not succeed, and what may cure it.
+fn failed(tls: &Tls, address: &str, error: &io::Error) -> (Error, Cure) {
     match refusal(error) {
         Some(error) => explain(tls, address, error),
         None => {
             let text = format!(
                 "{address} ended the TLS handshake: {error}; if this port speaks no TLS, use amqp:// or rabbit:// without ssl"
             );
-            (Error::not_sent(ErrorKind::Connect, text), false)
+            (Error::not_sent(ErrorKind::Connect, text), Cure::Time)
         }
     }
 }
 
-/// A failure of TLS in the words of the options, and whether trying again cannot help.
-pub(crate) fn explain(tls: &Tls, address: &str, error: &rustls::Error) -> (Error, bool) {
+/// A failure of TLS in the words of the options, and what may cure it.
+pub(crate) fn explain(tls: &Tls, address: &str, error: &rustls::Error) -> (Error, Cure) {
     let (kind, text) = match error {
         rustls::Error::InvalidCertificate(error) => (ErrorKind::Config, certificate(tls, error)),
         rustls::Error::AlertReceived(alert) => alert_received(tls, *alert),
@@ -202,11 +203,11 @@ pub(crate) fn explain(tls: &Tls, address: &str, error: &rustls::Error) -> (Error
             format!("did not complete the TLS handshake: {other}"),
         ),
     };
-    let permanent = kind != ErrorKind::Connect;
-    (
-        Error::not_sent(kind, format!("{address} {text}")),
-        permanent,
-    )
+    let cure = match kind {
+        ErrorKind::Connect => Cure::Time,
+        _ => Cure::AnotherHost,
+    };
+    (Error::not_sent(kind, format!("{address} {text}")), cure)
 }
 
 fn certificate(tls: &Tls, error: &CertificateError) -> String {

@@ -24,7 +24,7 @@ use tracing::dispatcher::{DefaultGuard, Dispatch};
 
 use crate::address::Node;
 use crate::config::{Login, Settings};
-use crate::error::{Fault, login_failed};
+use crate::error::{Cure, Fault, login_failed};
 use crate::guard::Guarded;
 #[cfg(feature = "tls")]
 use crate::handshake;
@@ -81,16 +81,16 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    /// Connects and logs in, within 13 seconds, 23 with TLS; on failure says whether trying again cannot help.
+    /// Connects and logs in, within 13 seconds, 23 with TLS; on failure says what may cure it.
     pub(crate) async fn open(
         node: &Node,
         settings: &Settings,
         purpose: Purpose,
-    ) -> Result<(Self, Events), (Error, bool)> {
+    ) -> Result<(Self, Events), (Error, Cure)> {
         let address = node.to_string();
         let unreachable = |reason: &dyn std::fmt::Display| {
             let text = format!("{address} cannot be reached: {reason}");
-            (Error::not_sent(ErrorKind::Connect, text), false)
+            (Error::not_sent(ErrorKind::Connect, text), Cure::Time)
         };
         let stream = match timeout(CONNECT_LIMIT, connect(node)).await {
             Ok(Ok(stream)) => stream,
@@ -223,16 +223,16 @@ pub(crate) async fn within<T>(
 }
 
 #[cfg(feature = "tls")]
-async fn encrypt(tls: &Tls, stream: TcpStream, node: &Node) -> Result<Socket, (Error, bool)> {
+async fn encrypt(tls: &Tls, stream: TcpStream, node: &Node) -> Result<Socket, (Error, Cure)> {
     let stream = handshake::connect(tls, stream, &node.host, &node.to_string()).await?;
     Ok(Socket::Tls(Box::new(stream)))
 }
 
 /// Options that ask for it are refused before.
 #[cfg(not(feature = "tls"))]
-async fn encrypt(_: &Tls, _: TcpStream, _: &Node) -> Result<Socket, (Error, bool)> {
+async fn encrypt(_: &Tls, _: TcpStream, _: &Node) -> Result<Socket, (Error, Cure)> {
     let error = Error::unsupported("TLS is not compiled in");
-    std::future::ready(Err((error, true))).await
+    std::future::ready(Err((error, Cure::Change))).await
 }
 
 async fn connect(node: &Node) -> std::io::Result<TcpStream> {

@@ -63,7 +63,10 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Plain(stream, _) => Pin::new(stream).poll_write(cx, bytes),
             #[cfg(feature = "tls")]
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => {
+                let written = ready!(Pin::new(&mut *stream).poll_write(cx, bytes));
+                Poll::Ready(written.map_err(|error| say_why(stream, cx, error)))
+            }
         }
     }
 
@@ -75,7 +78,10 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Plain(stream, _) => Pin::new(stream).poll_write_vectored(cx, slices),
             #[cfg(feature = "tls")]
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Tls(stream) => {
+                let written = ready!(Pin::new(&mut *stream).poll_write_vectored(cx, slices));
+                Poll::Ready(written.map_err(|error| say_why(stream, cx, error)))
+            }
         }
     }
 
@@ -91,7 +97,10 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Plain(stream, _) => Pin::new(stream).poll_flush(cx),
             #[cfg(feature = "tls")]
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => {
+                let flushed = ready!(Pin::new(&mut *stream).poll_flush(cx));
+                Poll::Ready(flushed.map_err(|error| say_why(stream, cx, error)))
+            }
         }
     }
 
@@ -101,5 +110,95 @@ impl AsyncWrite for Socket {
             #[cfg(feature = "tls")]
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+/// Why a write failed, if the peer said so before it closed.
+///
+/// Under TLS 1.3 a broker judges a client's certificate after the client has begun to write. Its alert has arrived
+/// when the write fails, and whoever looks at the failed write alone sees a connection that was reset.
+#[cfg(feature = "tls")]
+fn say_why(
+    stream: &mut tokio_rustls::client::TlsStream<TcpStream>,
+    cx: &mut Context<'_>,
+    error: io::Error,
+) -> io::Error {
+    let mut lost = [0; 512];
+    match Pin::new(stream).poll_read(cx, &mut ReadBuf::new(&mut lost)) {
+        Poll::Ready(Err(why)) if crate::handshake::refusal(&why).is_some() => why,
+        _ => error,
+    }
+}
+
+#[cfg(all(test, feature = "tls"))]
+mod tests {
+    use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use rustls::server::WebPkiClientVerifier;
+    use rustls::{AlertDescription, ClientConfig, RootCertStore, ServerConfig};
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+    use super::*;
+
+    /// What a client and a server that wants certificates are configured with.
+    fn configured() -> (ClientConfig, ServerConfig) {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.der().clone()).unwrap();
+        let roots = Arc::new(roots);
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let chain = vec![params.signed_by(&key, &authority).unwrap().der().clone()];
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_client_cert_verifier(verifier.build().unwrap())
+            .with_single_cert(chain, key)
+            .unwrap();
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        (client, server)
+    }
+
+    #[tokio::test]
+    async fn a_failed_write_says_what_the_peer_said_before_it_closed() {
+        let (client, server) = configured();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let refusing = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let accepted = TlsAcceptor::from(Arc::new(server)).accept(stream).await;
+            accepted.map(drop).unwrap_err();
+        });
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        // Under TLS 1.3 the client is through before the server has looked for its certificate.
+        let stream = TlsConnector::from(Arc::new(client))
+            .connect(name, stream)
+            .await
+            .unwrap();
+        refusing.await.unwrap();
+        let mut socket = Socket::Tls(Box::new(stream));
+        // The first writes may find room before the reset arrives.
+        let error = loop {
+            if let Err(error) = socket.write_all(&[0; 1024]).await {
+                break error;
+            }
+            tokio::task::yield_now().await;
+        };
+        let refusal = crate::handshake::refusal(&error);
+        let expected = rustls::Error::AlertReceived(AlertDescription::CertificateRequired);
+        assert_eq!(refusal, Some(&expected), "{error}");
     }
 }

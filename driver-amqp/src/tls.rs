@@ -192,6 +192,18 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "tls")]
+    fn a_file_says_it_as_well_as_the_url() {
+        let text = "[oslo_messaging_rabbit]\nssl = true\nssl_ca_file = /nowhere/ca.pem\n";
+        let config = Config::from_parts(text, [("", "")]).unwrap();
+        let url: TransportUrl = "rabbit://h/".parse().unwrap();
+        let options = Options::resolve(&OPTIONS, &url, &config).unwrap();
+        let error = Tls::resolve(&url, &options).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.message().contains("/nowhere/ca.pem"), "{error}");
+    }
+
+    #[test]
     #[cfg(not(feature = "tls"))]
     fn a_build_without_tls_says_so() {
         let error = resolve("amqps://h/").unwrap_err();

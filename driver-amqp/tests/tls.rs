@@ -163,6 +163,51 @@ async fn a_certificate_for_another_host_is_not_accepted() {
 }
 
 #[tokio::test]
+async fn another_host_is_used_where_one_is_not_fit() {
+    let at = |name: &str| {
+        let url = variable(name);
+        let address = url.split_once('@').expect("the URL has a user").1;
+        address.trim_end_matches('/').to_owned()
+    };
+    let (good, bad) = (at("RABBITMQ_TLS_URL"), at("RABBITMQ_TLS_WRONG_NAME_URL"));
+    let user = "guest:guest";
+    // The list is shuffled: by chance the good one is always first once in 256 runs.
+    for _ in 0..8 {
+        let bench = open(&format!(
+            "amqps://{user}@{bad},{user}@{good}/?{}",
+            trusting()
+        ));
+        within("connecting", bench.driver.ready(deadline(10)))
+            .await
+            .unwrap();
+        bench.close().await;
+    }
+    let error = refused(&format!(
+        "amqps://{user}@{bad},{user}@{bad}/?{}",
+        trusting()
+    ))
+    .await;
+    says(&error, ErrorKind::Config, &["not for this host"]);
+}
+
+#[tokio::test]
+async fn certificates_are_read_again_for_each_connection() {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.pem", unique("ca")));
+    std::fs::copy(certificate("other-ca.pem"), &file).unwrap();
+    let query = format!("rabbit_interval_max=1&ssl_ca_file={}", file.display());
+    let bench = open(&encrypted(&query));
+    let error = bench.driver.ready(deadline(10)).await.unwrap_err();
+    says(&error, ErrorKind::Config, &["not trusted"]);
+    std::fs::copy(certificate("ca.pem"), &file).unwrap();
+    eventually("the renewed authority is trusted", async || {
+        bench.driver.ready(deadline(1)).await.is_ok()
+    })
+    .await;
+    bench.close().await;
+    std::fs::remove_file(file).unwrap();
+}
+
+#[tokio::test]
 async fn a_certificate_logs_in() {
     let identity = |name: &str| {
         format!(
