@@ -77,7 +77,7 @@ impl Settings {
     /// Reads and checks the options.
     ///
     /// # Errors
-    /// `Config` for a bad value, `Unsupported` for an option that is known and not built yet.
+    /// `Config` for a bad value, `Unsupported` for an option that is known and not built.
     pub(crate) fn resolve(url: &TransportUrl, config: &Config, max_body: usize) -> Result<Self> {
         let options = Options::resolve(&OPTIONS, url, config)?;
         let profile = match options.text("profile") {

@@ -2,8 +2,8 @@
 //!
 //! Schemes: `rabbit://` and `kombu://` make exactly the exchanges, queues, flags and properties of oslo.messaging, so
 //! that Python and Rust services share queues and calls. `amqp://` makes durable ones that RabbitMQ 4 accepts with
-//! its deprecated features denied; `amqps://` does so over TLS. `?profile=oslo` and `?profile=durable` choose either way. The wire format of the
-//! bodies is the same everywhere.
+//! its deprecated features denied; `amqps://` does so over TLS. `?profile=oslo` and `?profile=durable` choose either
+//! way. The wire format of the bodies is the same everywhere.
 //!
 //! The options, each with what is done about it, and the guarantees are in the crate's README.
 

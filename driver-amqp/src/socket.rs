@@ -143,6 +143,7 @@ mod tests {
     use super::*;
 
     /// What a client and a server that wants certificates are configured with.
+    #[allow(clippy::unwrap_used, reason = "failing is what a test is for")]
     fn configured() -> (ClientConfig, ServerConfig) {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);

@@ -305,6 +305,60 @@ async fn a_stream_that_was_deleted_is_made_again_and_read_from_its_end() {
     bench.close().await;
 }
 
+#[tokio::test]
+async fn heartbeats_logins_and_prefetch_are_as_the_options_say() {
+    let host = VirtualHost::new();
+    let (exchange, topic_name) = (unique("x"), unique("t"));
+    for (query, timeout, mechanism, prefetch) in [
+        ("", "60", "AMQPLAIN", "16"),
+        (
+            "heartbeat_timeout_threshold=7&rabbit_login_method=PLAIN&rabbit_qos_prefetch_count=3",
+            "7",
+            "PLAIN",
+            "3",
+        ),
+    ] {
+        let bench = open(&host.url(query));
+        let listener = bench.server(&exchange, &topic_name, "one").await;
+        bench.driver.ready(deadline(10)).await.unwrap();
+        let columns = &["list_connections", "vhost", "timeout", "auth_mechanism"];
+        let of_ours = || {
+            let mut rows = table(columns);
+            rows.retain(|row| row[0] == host.0);
+            rows
+        };
+        let expected = vec![host.0.clone(), timeout.to_owned(), mechanism.to_owned()];
+        eventually("both connections are listed", async || {
+            of_ours() == [expected.clone(), expected.clone()]
+        })
+        .await;
+        let consumers = table(&["list_consumers", "-p", &host.0, "prefetch_count"]);
+        assert_eq!(consumers, vec![vec![prefetch.to_owned()]; 3]);
+        listener.close(deadline(5)).await.unwrap();
+        bench.close().await;
+        eventually("the connections are gone", async || of_ours().is_empty()).await;
+    }
+}
+
+#[test]
+fn the_readme_tells_of_every_option() {
+    let readme = include_str!("../README.md");
+    for option in messaging_driver_amqp::OPTIONS.options {
+        let name = format!("`{}`", option.name);
+        let row = readme.lines().find(|line| {
+            line.starts_with("| `") && line.split('|').nth(1).unwrap().contains(&name)
+        });
+        let row = row.unwrap_or_else(|| panic!("{name} is missing"));
+        let told = row.split('|').nth(2).unwrap();
+        assert!(
+            ["tested", "refused with an error", "ignored, because"]
+                .iter()
+                .any(|word| told.contains(word)),
+            "{row}"
+        );
+    }
+}
+
 /// The broker that denies deprecated features.
 fn strict(scheme: &str, query: &str) -> String {
     let url = std::env::var("RABBITMQ4_URL").unwrap_or_else(|_| {

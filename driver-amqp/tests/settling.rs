@@ -308,43 +308,27 @@ async fn the_next_host_is_tried_when_one_refuses_or_is_silent() {
 #[tokio::test]
 async fn what_is_not_built_is_refused_by_name() {
     for (url, kind, names) in [
-        ("amqps://h/", ErrorKind::Unsupported, "TLS"),
-        ("rabbit://h/?ssl=true", ErrorKind::Unsupported, "ssl"),
         (
-            "rabbit://h/?rabbit_quorum_queue=true",
-            ErrorKind::Unsupported,
-            "rabbit_quorum_queue",
-        ),
-        (
-            "rabbit://h/?rabbit_transient_quorum_queue=1",
-            ErrorKind::Unsupported,
-            "rabbit_transient_quorum_queue",
-        ),
-        (
-            "rabbit://h/?rabbit_stream_fanout=yes",
-            ErrorKind::Unsupported,
-            "rabbit_stream_fanout",
-        ),
-        (
-            "rabbit://h/?use_queue_manager=on",
-            ErrorKind::Unsupported,
-            "use_queue_manager",
-        ),
-        (
-            "rabbit://h/?rabbit_ha_queues=true",
-            ErrorKind::Unsupported,
-            "rabbit_ha_queues",
-        ),
-        (
-            "rabbit://h/?kombu_compression=gzip",
+            "rabbit://h/?kombu_compression=brotli",
             ErrorKind::Unsupported,
             "kombu_compression",
         ),
         (
-            "rabbit://h/?rabbit_login_method=EXTERNAL",
+            "rabbit://h/?kombu_compression=snappy",
+            ErrorKind::Config,
+            "kombu_compression",
+        ),
+        (
+            "rabbit://h/?rabbit_login_method=RABBIT-CR-DEMO",
             ErrorKind::Unsupported,
             "rabbit_login_method",
         ),
+        (
+            "rabbit://h/?rabbit_login_method=EXTERNAL",
+            ErrorKind::Config,
+            "ssl_cert_file",
+        ),
+        ("rabbit://h/?ssl_ca_file=/x", ErrorKind::Config, "ssl=true"),
         (
             "amqp://h/?amqp_auto_delete=true",
             ErrorKind::Config,
@@ -375,6 +359,6 @@ async fn what_is_not_built_is_refused_by_name() {
         }
     }
     open(
-        "rabbit://h/?rpc_conn_pool_size=3&kombu_reconnect_delay=2.5&heartbeat_rate=2&ssl_ca_file=/x&direct_mandatory_flag=false",
+        "rabbit://h/?rpc_conn_pool_size=3&kombu_reconnect_delay=2.5&heartbeat_rate=2&ssl=false&ssl_ca_file=/x&direct_mandatory_flag=false",
     );
 }
