@@ -161,8 +161,8 @@ async fn quorum_queues_carry_messages_and_take_them_back() {
     clean_up_server(&exchange, &topic_name, "one").await;
 }
 
-const STREAM: &str =
-    "rabbit_stream_fanout=true&rabbit_transient_quorum_queue=true&rabbit_qos_prefetch_count=5";
+/// Durable, so that a strict RabbitMQ 4 takes it as well.
+const STREAM: &str = "amqp_durable_queues=true&rabbit_stream_fanout=true&rabbit_transient_quorum_queue=true&rabbit_qos_prefetch_count=5";
 
 /// The bodies that come until this one has come.
 async fn until(listener: &mut Box<dyn Listener>, last: &str) -> Vec<String> {
