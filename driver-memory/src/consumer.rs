@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use crossbeam_utils::CachePadded;
 use messaging_core::driver::{
     AttemptCount, Delivery, Incoming, Settlement, Settler, Stale, Verdict, Via,
 };
@@ -47,7 +48,7 @@ pub(crate) struct Consumer {
     terms: Terms,
     /// Whether its queue has it among the idle, kept by the queue.
     is_idle: Arc<AtomicBool>,
-    held: Mutex<Held>,
+    held: CachePadded<Mutex<Held>>,
 }
 
 #[derive(Debug)]
@@ -78,11 +79,11 @@ impl Consumer {
             via,
             terms,
             is_idle: Arc::default(),
-            held: Mutex::new(Held {
+            held: CachePadded::new(Mutex::new(Held {
                 deliveries: Slab::new(),
                 phase: Phase::Receiving,
                 blocked: None,
-            }),
+            })),
         }
     }
 

@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::Instant;
 
+use crossbeam_utils::CachePadded;
+
 use self::entry::Idle;
 pub(crate) use self::entry::{Entry, Wakes};
 pub(crate) use self::line::{Request, Room};
@@ -54,10 +56,10 @@ pub(crate) struct Queue {
     id: u64,
     limits: Limits,
     /// How many messages there are, for a look without the lock; only the lock tells the truth.
-    hint: AtomicUsize,
+    hint: CachePadded<AtomicUsize>,
     /// How many listeners there are, for a look without the lock.
     listeners_hint: AtomicU32,
-    state: Mutex<State>,
+    state: CachePadded<Mutex<State>>,
 }
 
 impl Queue {
@@ -66,9 +68,9 @@ impl Queue {
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             limits,
-            hint: AtomicUsize::new(0),
+            hint: CachePadded::default(),
             listeners_hint: AtomicU32::new(0),
-            state: Mutex::new(State::default()),
+            state: CachePadded::default(),
         }
     }
 

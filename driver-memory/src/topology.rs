@@ -29,6 +29,8 @@ pub(crate) enum Route {
 }
 
 /// Where the messages of one driver's inbox go.
+// Every reply counts a reference to it: aligned, so that the count is on another cache line than what it reads.
+#[repr(align(128))]
 pub(crate) struct Inbox {
     pub(crate) events: Arc<dyn EventSink>,
     pub(crate) max_body: usize,

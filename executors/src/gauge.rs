@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use crossbeam_utils::CachePadded;
 use messaging_core::executor::{Job, Refused, Shared};
 use messaging_core::{Error, ErrorKind, Outcome};
 use tokio::sync::Notify;
@@ -23,7 +24,8 @@ const ONE: usize = 2;
 /// Counts the jobs of one executor.
 pub(crate) struct Gauge {
     server: String,
-    state: AtomicUsize,
+    /// On a cache line of its own: every job writes it.
+    state: CachePadded<AtomicUsize>,
     none_left: Notify,
     timer: Arc<Timer>,
 }
@@ -35,7 +37,7 @@ impl Gauge {
     pub(crate) fn new(server: String, shared: &Shared) -> Arc<Self> {
         Arc::new(Self {
             server,
-            state: AtomicUsize::new(0),
+            state: CachePadded::default(),
             none_left: Notify::new(),
             timer: shared.get_or_init(|| Timer(Background::new("longshore-timer"))),
         })

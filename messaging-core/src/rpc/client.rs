@@ -24,6 +24,8 @@ pub struct RpcClient {
 }
 
 /// What a request is sent with.
+// Every call counts references to it: aligned, so that the count is on another cache line than what they read.
+#[repr(align(128))]
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) target: Target,

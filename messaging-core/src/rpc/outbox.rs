@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use crossbeam_utils::CachePadded;
 use tokio::runtime::Handle;
 
 use crate::driver::{
@@ -42,7 +43,7 @@ pub(crate) struct Outbox {
     gone: Mutex<VecDeque<(InboxAddress, Instant)>>,
     /// Whether `gone` holds any, for a look without its lock.
     any_gone: AtomicBool,
-    counters: Counters,
+    counters: CachePadded<Counters>,
 }
 
 #[derive(Debug, Default)]
@@ -87,7 +88,7 @@ impl Outbox {
             lost,
             late,
             unreadable,
-        } = &self.counters;
+        } = &*self.counters;
         ReplyCounters {
             sent: read(sent),
             resent: read(resent),

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 
 use crate::driver::{Correlation, Lost, Message, SendId};
@@ -36,11 +37,14 @@ const CHUNKS: usize = INDEX_BITS as usize - FIRST_CHUNK.ilog2() as usize + 1;
 pub(crate) struct Pending {
     nonce: u64,
     capacity: usize,
-    chunks: [OnceLock<Box<[Mutex<Slot>]>>; CHUNKS],
-    free: Mutex<Free>,
+    chunks: [OnceLock<Chunk>; CHUNKS],
+    free: CachePadded<Mutex<Free>>,
     room: Notify,
     closed: AtomicBool,
 }
+
+/// Slots on cache lines of their own: neighbours are pending on different threads.
+type Chunk = Box<[CachePadded<Mutex<Slot>>]>;
 
 /// Which slots are free, and who waits for one.
 #[derive(Debug, Default)]
@@ -76,7 +80,7 @@ impl Pending {
             nonce: rand::random(),
             capacity: capacity.clamp(1, MAX_PENDING),
             chunks: [const { OnceLock::new() }; CHUNKS],
-            free: Mutex::default(),
+            free: CachePadded::default(),
             room: Notify::new(),
             closed: AtomicBool::new(false),
         })
@@ -86,7 +90,7 @@ impl Pending {
     fn slot_at(&self, index: u32) -> MutexGuard<'_, Slot> {
         let (chunk, at) = place(index);
         let slots = self.chunks[chunk].get_or_init(|| {
-            std::iter::repeat_with(Mutex::default)
+            std::iter::repeat_with(CachePadded::default)
                 .take(FIRST_CHUNK << chunk)
                 .collect()
         });
@@ -96,7 +100,11 @@ impl Pending {
     /// The slot of an index that may be a stranger's.
     fn known_slot(&self, index: u32) -> Option<MutexGuard<'_, Slot>> {
         let (chunk, at) = place(index);
-        self.chunks.get(chunk)?.get()?.get(at).map(lock)
+        self.chunks
+            .get(chunk)?
+            .get()?
+            .get(at)
+            .map(|slot| lock(slot))
     }
 
     /// A slot, waiting for one until the deadline.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crossbeam_utils::CachePadded;
 use futures_util::task::AtomicWaker;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -37,17 +38,18 @@ pub(crate) struct Shared {
     pub(crate) serializer: Option<Arc<dyn Serializer>>,
     pub(crate) errors: ErrorMap,
     pub(crate) expose_errors: bool,
-    pub(crate) counters: Counters,
-    permits: AtomicU32,
+    // What every request writes is on cache lines of its own, or all that the others read would travel with it.
+    pub(crate) counters: CachePadded<Counters>,
+    permits: CachePadded<AtomicU32>,
     concurrency: u32,
     /// Wakes the pump: a permit came back that it waits for, or the server is to stop.
-    pub(crate) pump_waker: AtomicWaker,
+    pub(crate) pump_waker: CachePadded<AtomicWaker>,
     /// Whether the pump found no permit. Nobody wakes it for one it does not wait for.
     pump_starves: AtomicBool,
     /// Jobs handed to the executor.
-    pub(crate) handed: AtomicU64,
+    pub(crate) handed: CachePadded<AtomicU64>,
     pub(crate) stopping: AtomicBool,
-    memory: Mutex<Memory>,
+    memory: CachePadded<Mutex<Memory>>,
     hasher: RandomState,
     pub(crate) abandon: Abandon,
     pub(crate) pump_runtime: Handle,
@@ -193,17 +195,17 @@ impl RpcServer {
             serializer: service.serializer,
             errors: service.errors,
             expose_errors: service.expose_errors,
-            counters: Counters::default(),
-            permits: AtomicU32::new(service.concurrency.get()),
+            counters: CachePadded::default(),
+            permits: CachePadded::new(AtomicU32::new(service.concurrency.get())),
             concurrency: service.concurrency.get(),
-            pump_waker: AtomicWaker::new(),
+            pump_waker: CachePadded::default(),
             pump_starves: AtomicBool::new(false),
-            handed: AtomicU64::new(0),
+            handed: CachePadded::default(),
             stopping: AtomicBool::new(false),
-            memory: Mutex::new(Memory {
+            memory: CachePadded::new(Mutex::new(Memory {
                 window: Window::new(service.window),
                 clocks: Clocks::default(),
-            }),
+            })),
             hasher: RandomState::new(),
             abandon: Abandon(Arc::new(watch::Sender::new(false))),
             pump_runtime: pump_runtime.clone(),
