@@ -185,3 +185,13 @@ pub(crate) fn wait_until(
     }
     Ok(true)
 }
+
+/// Leads a process group of its own where the leader of the present one is gone, as it is for what a script has left in
+/// the background: oslo.messaging reads the leader's start time to name its queues, and fails without.
+pub(crate) fn join_a_living_group() {
+    let leader = rustix::process::getpgrp();
+    if rustix::process::test_kill_process(leader).is_err() {
+        // The leader of a session cannot do this, and its group has a living leader: itself.
+        let _ = rustix::process::setpgid(None, None);
+    }
+}
