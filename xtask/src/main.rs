@@ -103,7 +103,6 @@ enum Action {
 }
 
 fn main() -> ExitCode {
-    process::join_a_living_group();
     let outcome = match Arguments::parse().chore {
         Chore::Test { only, skip } => stages::test(&only, &skip),
         Chore::Soak { repeat } => soak(repeat),

@@ -186,8 +186,8 @@ pub(crate) fn wait_until(
     Ok(true)
 }
 
-/// Leads a process group of its own where the leader of the present one is gone, as it is for what a script has left in
-/// the background: oslo.messaging reads the leader's start time to name its queues, and fails without.
+/// Leads a process group of its own once the leader of the present one is gone, as it may be for what a script has left
+/// in the background: oslo.messaging reads the leader's start time to name its queues, and fails without.
 pub(crate) fn join_a_living_group() {
     let leader = rustix::process::getpgrp();
     if rustix::process::test_kill_process(leader).is_err() {

@@ -87,6 +87,7 @@ impl TestProgram {
         let kind = if self.unit { "unittests of" } else { "tests" };
         println!("\n     Running {kind} {}::{}", self.package, self.target);
         let directory = workspace::root().join(&self.package);
+        process::join_a_living_group();
         let mut command = Command::new(&self.executable);
         command
             .env("CARGO", workspace::cargo())
