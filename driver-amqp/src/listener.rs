@@ -249,14 +249,14 @@ fn late() -> Error {
 }
 
 fn finished(delivered: Delivered, message: Message) -> Incoming {
-    Incoming::Delivery(Delivery {
+    Incoming::Delivery(Box::new(Delivery {
         message,
         via: delivered.via,
         received: delivered.received,
         redelivered: delivered.redelivered,
         attempt: None,
         settlement: delivered.settlement,
-    })
+    }))
 }
 
 fn rejected(mut delivered: Delivered, reason: String) -> Incoming {

@@ -1,13 +1,12 @@
 //! AMQP properties to and from messages.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::message::BasicReturnMessage;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use messaging_core::driver::{Correlation, Headers, Message, SendId};
+use messaging_core::driver::{Content, Correlation, Headers, Message, SendId};
 
 use crate::compression::{self, Packing};
 use crate::topology::header;
@@ -44,10 +43,10 @@ pub(crate) fn outgoing(message: &Message, flags: Flags) -> BasicProperties {
         .with_delivery_mode(if flags.persistent { 2 } else { 1 })
         .with_priority(0)
         .with_message_id(message_id(message).into());
-    if let Some(text) = short(&message.content_type) {
+    if let Some(text) = short(message.content.media_type()) {
         properties = properties.with_content_type(text.into());
     }
-    if let Some(text) = short(&message.content_encoding) {
+    if let Some(text) = short(message.content.encoding()) {
         properties = properties.with_content_encoding(text.into());
     }
     if let Some(ttl) = flags.ttl {
@@ -58,8 +57,8 @@ pub(crate) fn outgoing(message: &Message, flags: Flags) -> BasicProperties {
     properties
 }
 
-fn short<'a>(text: &'a Option<Cow<'static, str>>) -> Option<&'a str> {
-    text.as_deref().filter(|text| text.len() <= 255)
+fn short(text: Option<&str>) -> Option<&str> {
+    text.filter(|text| text.len() <= 255)
 }
 
 /// By it a return is matched to its send, and a reply to its call.
@@ -83,10 +82,6 @@ pub(crate) fn send_id(properties: &BasicProperties) -> Option<SendId> {
 /// A message that came back, as it was sent.
 pub(crate) fn returned(send: SendId, message: BasicReturnMessage) -> Message {
     let delivery = message.delivery;
-    let owned = |text: &Option<ShortString>| {
-        text.as_ref()
-            .map(|text| Cow::Owned(text.as_str().to_owned()))
-    };
     let mut headers = Headers::new();
     let mut packing = None;
     for (name, value) in delivery
@@ -111,11 +106,20 @@ pub(crate) fn returned(send: SendId, message: BasicReturnMessage) -> Message {
     Message {
         send,
         correlation: correlation(&delivery.properties),
-        content_type: owned(delivery.properties.content_type()),
-        content_encoding: owned(delivery.properties.content_encoding()),
+        content: content(&delivery.properties),
         headers,
         body,
     }
+}
+
+fn content(properties: &BasicProperties) -> Content {
+    Content::new(
+        properties.content_type().as_ref().map(ShortString::as_str),
+        properties
+            .content_encoding()
+            .as_ref()
+            .map(ShortString::as_str),
+    )
 }
 
 fn correlation(properties: &BasicProperties) -> Option<Correlation> {
@@ -158,16 +162,11 @@ pub(crate) fn incoming(
             headers.insert(name, text);
         }
     }
-    let owned = |text: &Option<ShortString>| {
-        text.as_ref()
-            .map(|text| Cow::Owned(text.as_str().to_owned()))
-    };
     let message = Message {
         send: SendId::fresh(),
         correlation: correlation(properties),
         body: Bytes::from(body),
-        content_type: owned(properties.content_type()),
-        content_encoding: owned(properties.content_encoding()),
+        content: content(properties),
         headers,
     };
     Ok(Received { message, packing })

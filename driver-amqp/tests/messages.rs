@@ -251,7 +251,7 @@ async fn what_cannot_be_read_is_rejected_once_and_the_next_is_served() {
     )
     .await;
     let delivery = receive(&mut listener).await;
-    assert_eq!(delivery.message.content_type, None);
+    assert_eq!(delivery.message.content.media_type(), None);
     assert_eq!(delivery.message.headers.get("n"), Some("7"));
     assert_eq!(&delivery.message.body[..], b"\xff\xfe");
     publish(&channel, &exchange, &topic_name, b"", json()).await;

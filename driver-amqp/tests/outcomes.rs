@@ -70,7 +70,7 @@ async fn returns(scheme: &str) {
                 assert_eq!(to, topic(&exchange, &nobody));
                 assert_eq!(message.send, lost.send);
                 assert_eq!(&message.body[..], b"{}");
-                assert_eq!(message.content_type.as_deref(), Some("application/json"));
+                assert_eq!(message.content.media_type(), Some("application/json"));
                 assert!(returned.insert(lost.send), "reported twice");
             }
         }

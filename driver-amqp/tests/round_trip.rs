@@ -30,7 +30,7 @@ async fn requests_and_replies_travel() {
             assert_eq!(request.via, via);
             assert_eq!(&request.message.body[..], br#"{"n":1}"#);
             assert_eq!(
-                request.message.content_type.as_deref(),
+                request.message.content.media_type(),
                 Some("application/json")
             );
             assert!(!request.redelivered);

@@ -54,7 +54,7 @@ pub(crate) struct Consumer {
 #[derive(Debug)]
 struct Held {
     /// What was handed out and not settled; a delivery's tag is its key.
-    deliveries: Slab<Entry>,
+    deliveries: Slab<Box<Entry>>,
     phase: Phase,
     /// The listener's task, where `prefetch` keeps it from taking more.
     blocked: Option<Waker>,
@@ -146,14 +146,14 @@ impl Consumer {
                 let message = entry.message.clone();
                 let (since, attempt) = (entry.since, entry.attempt);
                 let tag = held.deliveries.insert(entry) as u64;
-                Taken::Incoming(Incoming::Delivery(Delivery {
+                Taken::Incoming(Incoming::Delivery(Box::new(Delivery {
                     message,
                     via: self.via,
                     received: since,
                     redelivered: self.terms.attempts != AttemptCount::None && attempt > 1,
                     attempt: (self.terms.attempts == AttemptCount::Exact).then_some(attempt),
                     settlement: Settlement::new(self.clone(), tag),
-                }))
+                })))
             }
         };
         drop(held);

@@ -97,8 +97,7 @@ impl MemoryListener {
     /// Takes what seems to be there; the look costs no lock where a queue seems empty.
     fn take(&mut self) -> Option<Incoming> {
         let count = self.subscribed.consumers.len();
-        for step in 0..count {
-            let at = (self.next + step) % count;
+        for at in (self.next..count).chain(0..self.next) {
             if let Some(incoming) = self.subscribed.consumers[at].take() {
                 self.handing_out(at);
                 return Some(incoming);
@@ -137,7 +136,11 @@ impl MemoryListener {
     /// The task may be busy from now on.
     fn handing_out(&mut self, from: usize) {
         let consumers = &self.subscribed.consumers;
-        self.next = (from + 1) % consumers.len();
+        self.next = if from + 1 < consumers.len() {
+            from + 1
+        } else {
+            0
+        };
         for (at, consumer) in consumers.iter().enumerate() {
             if at != from {
                 consumer.busy_elsewhere();

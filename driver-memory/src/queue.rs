@@ -46,7 +46,7 @@ pub(crate) enum Refusal {
 /// What a look for a message found.
 #[derive(Debug)]
 pub(crate) enum Popped {
-    Entry(Entry),
+    Entry(Box<Entry>),
     /// None is ready; the next delayed one will be at that time.
     Empty(Option<Instant>),
 }
@@ -108,7 +108,7 @@ impl Queue {
     /// Why not; `entry` is as it was.
     pub(crate) fn push(
         &self,
-        entry: &mut Option<Entry>,
+        entry: &mut Option<Box<Entry>>,
         needs_listener: bool,
     ) -> Result<(), Refusal> {
         let size = entry.as_ref().map_or(0, |entry| entry.size());
@@ -139,7 +139,7 @@ impl Queue {
         state: &mut State,
         size: usize,
         needs_listener: bool,
-        expired: &mut Vec<Entry>,
+        expired: &mut Vec<Box<Entry>>,
     ) -> Result<(), Refusal> {
         self.admit(state, size, needs_listener)?;
         if !state.senders.is_empty() {
@@ -168,7 +168,7 @@ impl Queue {
     }
 
     /// Puts a message into a place that is reserved. False: the queue is gone.
-    pub(crate) fn fill(&self, entry: Entry) -> bool {
+    pub(crate) fn fill(&self, entry: Box<Entry>) -> bool {
         let mut state = lock(&self.state);
         if state.removed {
             return false;
@@ -235,7 +235,12 @@ impl Queue {
         popped
     }
 
-    fn pop_from(&self, state: &mut State, expired: &mut Vec<Entry>, wakes: &mut Wakes) -> Popped {
+    fn pop_from(
+        &self,
+        state: &mut State,
+        expired: &mut Vec<Box<Entry>>,
+        wakes: &mut Wakes,
+    ) -> Popped {
         let due = state.promote_due();
         let entry = state.take_first(expired);
         if entry.is_some() || !expired.is_empty() || due.is_some() {
@@ -256,7 +261,7 @@ impl Queue {
     }
 
     /// Puts a delivery back to its old place, at once or when it is due.
-    pub(crate) fn requeue(&self, mut entry: Entry, due: Option<Instant>, wakes: &mut Wakes) {
+    pub(crate) fn requeue(&self, mut entry: Box<Entry>, due: Option<Instant>, wakes: &mut Wakes) {
         entry.attempt = entry.attempt.saturating_add(1);
         let mut state = lock(&self.state);
         if state.removed {

@@ -30,7 +30,7 @@ impl Place {
     }
 
     /// Puts the message there. False: the queue is gone.
-    pub(crate) fn fill(mut self, entry: Entry) -> bool {
+    pub(crate) fn fill(mut self, entry: Box<Entry>) -> bool {
         self.filled = true;
         self.queue.fill(entry)
     }

@@ -271,14 +271,14 @@ struct Wanted<'a> {
     needs_listener: bool,
 }
 
-fn entry(message: Message, options: &SendOptions, now: Instant) -> Entry {
+fn entry(message: Message, options: &SendOptions, now: Instant) -> Box<Entry> {
     // A time to live beyond what the clock can say is none.
     let expires = options.ttl.and_then(|ttl| now.checked_add(ttl));
     Entry::new(message, now, expires, options.priority)
 }
 
 /// A copy to each queue that is still there, or to none where one is full; how many there were.
-fn push_each(queues: &[Arc<Queue>], entry: &mut Option<Entry>) -> Result<u32, Refusal> {
+fn push_each(queues: &[Arc<Queue>], entry: &mut Option<Box<Entry>>) -> Result<u32, Refusal> {
     let Some(whole) = entry else { return Ok(0) };
     let mut places = Vec::with_capacity(queues.len());
     for queue in queues {

@@ -6,7 +6,7 @@ mod common;
 
 use common::raw::{self, Raw, enveloped};
 use common::{PATIENCE, eventually, logs, unique};
-use longshore::driver::Message;
+use longshore::driver::{Content, Message};
 use longshore::{Ack, Context, Router, RpcClient, RpcServer, ServerCounters, Target, Transport};
 use serde_json::{Map, Value, json};
 
@@ -44,7 +44,7 @@ fn bytes(body: impl Into<Vec<u8>>) -> Message {
 
 fn typed(content_type: Option<&'static str>) -> Message {
     let mut message = enveloped(&json!({"method": "ok", "args": {}}));
-    message.content_type = content_type.map(Into::into);
+    message.content = Content::new(content_type, Some("utf-8"));
     message
 }
 

@@ -13,9 +13,11 @@ use std::task;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use compact_str::CompactString;
 use tokio::sync::{oneshot, watch};
 
 use crate::config::Config;
+pub use crate::content::Content;
 use crate::error::{Error, ErrorKind, Outcome, Result};
 pub use crate::io::Io;
 pub use crate::message::{Correlation, Headers, Message, SendId};
@@ -210,12 +212,12 @@ impl fmt::Display for Address {
 
 /// The text of a private inbox, which a peer can write to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct InboxAddress(Arc<str>);
+pub struct InboxAddress(CompactString);
 
 impl InboxAddress {
     /// The address as text.
-    pub fn new(text: impl Into<Arc<str>>) -> Self {
-        Self(text.into())
+    pub fn new(text: impl AsRef<str>) -> Self {
+        Self(text.as_ref().into())
     }
 
     /// The text a peer writes to.
@@ -361,8 +363,8 @@ pub struct ListenOptions {
 /// What a listener yields.
 #[derive(Debug)]
 pub enum Incoming {
-    /// A message to handle and to settle.
-    Delivery(Delivery),
+    /// A message to handle and to settle. Boxed, since it passes through many hands.
+    Delivery(Box<Delivery>),
     /// A message the driver could not read and has rejected; core counts and logs it.
     Rejected {
         /// Why, without any of its content.

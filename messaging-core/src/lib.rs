@@ -5,6 +5,7 @@
 //! Nothing here names a broker or opens a socket.
 
 pub mod config;
+mod content;
 mod context;
 pub mod driver;
 pub mod error;

@@ -1,6 +1,5 @@
 //! A message as a driver sees it: bytes and properties.
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use crossbeam_utils::CachePadded;
+
+use crate::content::Content;
 
 /// Names one hand-over of one message to a driver; fresh per send, unique in its transport.
 ///
@@ -49,12 +50,14 @@ pub(crate) fn fresh_number() -> u64 {
 }
 
 /// The opaque key by which an inbox matches a reply to its call: 128 bits, written as 32 hex digits.
+// Packed, since the alignment of a 128-bit number would make every message longer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(Rust, packed(8))]
 pub struct Correlation(pub u128);
 
 impl fmt::Display for Correlation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
+        write!(f, "{:032x}", { self.0 })
     }
 }
 
@@ -68,29 +71,36 @@ impl FromStr for Correlation {
     type Err = NotACorrelation;
 
     fn from_str(text: &str) -> Result<Self, NotACorrelation> {
-        // By hand: this runs several times a call, and 128-bit arithmetic per digit shows.
-        let (high, low) = text
-            .as_bytes()
-            .split_at_checked(16)
-            .ok_or(NotACorrelation)?;
-        if low.len() != 16 {
+        let (digits, []) = text.as_bytes().as_chunks() else {
             return Err(NotACorrelation);
-        }
-        let half = |digits: &[u8]| {
-            digits.iter().try_fold(0_u64, |value, digit| {
-                let digit = match digit {
-                    b'0'..=b'9' => digit - b'0',
-                    b'a'..=b'f' => digit - b'a' + 10,
-                    b'A'..=b'F' => digit - b'A' + 10,
-                    _ => return Err(NotACorrelation),
-                };
-                Ok((value << 4) | u64::from(digit))
-            })
         };
-        Ok(Self(
-            (u128::from(half(high)?) << 64) | u128::from(half(low)?),
-        ))
+        let [a, b, c, d] = digits else {
+            return Err(NotACorrelation);
+        };
+        let mut value = 0;
+        for digits in [a, b, c, d] {
+            value = (value << 32) | u128::from(eight_digits(*digits).ok_or(NotACorrelation)?);
+        }
+        Ok(Self(value))
     }
+}
+
+/// The value of eight hex digits, all at once: this runs several times a call, and a step for each digit shows.
+fn eight_digits(digits: [u8; 8]) -> Option<u32> {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let text = u64::from_be_bytes(digits);
+    let letters = (text >> 6) & EACH;
+    let values = (text & (EACH * 0xf)) + letters * 9;
+    // What the values are written as in lower case, where a letter is 0x57 and its value.
+    let written = values + EACH * 0x30 + letters * 0x27;
+    let ten_or_more = ((values + EACH * 6) >> 4) & EACH;
+    let over_fifteen = values & (EACH << 4);
+    if written != text | (letters << 5) || ten_or_more != letters || over_fifteen != 0 {
+        return None;
+    }
+    let pairs = (values | (values >> 4)) & 0x00ff_00ff_00ff_00ff;
+    let fours = (pairs | (pairs >> 8)) & 0x0000_ffff_0000_ffff;
+    Some((fours | (fours >> 16)) as u32)
 }
 
 /// The text is not 32 hex digits.
@@ -107,32 +117,38 @@ impl std::error::Error for NotACorrelation {}
 
 /// Text headers of a message. Empty ones cost no allocation.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Headers(BTreeMap<String, String>);
+// Boxed, since nearly every message has none.
+pub struct Headers(Option<Box<BTreeMap<String, String>>>);
 
 impl Headers {
     /// No headers.
     pub const fn new() -> Self {
-        Self(BTreeMap::new())
+        Self(None)
     }
 
     /// Sets one header and returns what it was.
     pub fn insert(&mut self, name: impl Into<String>, value: impl Into<String>) -> Option<String> {
-        self.0.insert(name.into(), value.into())
+        self.0
+            .get_or_insert_default()
+            .insert(name.into(), value.into())
     }
 
     /// The value of a header.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        self.0.as_ref()?.get(name).map(String::as_str)
     }
 
     /// All headers in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
+        self.0
+            .iter()
+            .flat_map(|headers| headers.iter())
+            .map(|(k, v)| (k.as_str(), v.as_str()))
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.is_none()
     }
 }
 
@@ -151,10 +167,8 @@ pub struct Message {
     pub correlation: Option<Correlation>,
     /// The body, never interpreted by a driver.
     pub body: Bytes,
-    /// The media type; `None` on a received message that had none.
-    pub content_type: Option<Cow<'static, str>>,
-    /// The encoding of the text, `utf-8` where it is known.
-    pub content_encoding: Option<Cow<'static, str>>,
+    /// What the body is.
+    pub content: Content,
     /// Text headers of the application; names beginning with `x-` belong to transports and are not sent.
     pub headers: Headers,
 }
@@ -170,8 +184,7 @@ impl Message {
             send,
             correlation: None,
             body: body.into(),
-            content_type: Some(Cow::Borrowed("application/json")),
-            content_encoding: Some(Cow::Borrowed("utf-8")),
+            content: Content::json(),
             headers: Headers::new(),
         }
     }
@@ -191,7 +204,7 @@ impl fmt::Debug for Message {
             .field("send", &self.send.0)
             .field("correlation", &self.correlation)
             .field("body_bytes", &self.body.len())
-            .field("content_type", &self.content_type)
+            .field("content", &self.content)
             .finish_non_exhaustive()
     }
 }
@@ -206,6 +219,12 @@ mod tests {
             let text = Correlation(value).to_string();
             assert_eq!(text.parse(), Ok(Correlation(value)));
             assert_eq!(text.to_uppercase().parse(), Ok(Correlation(value)));
+        }
+        for byte in 0..=u8::MAX {
+            let mut digits = *b"00000000";
+            digits[5] = byte;
+            let expected = (byte as char).to_digit(16).map(|value| value << 8);
+            assert_eq!(eight_digits(digits), expected, "{byte:#x}");
         }
         let short = "0".repeat(31);
         for text in [

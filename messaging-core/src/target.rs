@@ -86,7 +86,7 @@ pub fn check_name(what: &str, name: &str) -> Result<()> {
             "is {} bytes long, at most {MAX_NAME} are allowed",
             name.len()
         )
-    } else if name.chars().any(char::is_control) {
+    } else if !is_plain(name) && name.chars().any(char::is_control) {
         "holds a control character".to_owned()
     } else {
         return Ok(());
@@ -95,6 +95,11 @@ pub fn check_name(what: &str, name: &str) -> Result<()> {
         ErrorKind::InvalidTarget,
         format!("the {what} {fault}"),
     ))
+}
+
+/// Whether a name is printable ASCII, as nearly all are: names are checked for each request.
+fn is_plain(name: &str) -> bool {
+    name.bytes().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
 /// A version `major.minor` or `major.minor.patch` of an interface; a missing patch counts as 0.

@@ -1,10 +1,9 @@
 //! What arrives is what was sent.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
 use messaging_core::driver::{
-    Address, AttemptCount, Confirm, Correlation, Message, SendOptions, TrySendError, Verdict, Via,
+    Address, AttemptCount, Confirm, Content, Correlation, Message, SendOptions, TrySendError,
+    Verdict, Via,
 };
 use messaging_core::{Error, ErrorKind, Outcome};
 
@@ -19,8 +18,7 @@ pub(crate) async fn round_trip(session: &Session) -> Result<(), Failure> {
     let mut consumer = server.serve(&at, "one").await?;
 
     let mut binary = Message::json((0..=255).collect::<Vec<u8>>());
-    binary.content_type = Some(Cow::Borrowed("application/octet-stream"));
-    binary.content_encoding = None;
+    binary.content = Content::new(Some("application/octet-stream"), None);
     let mut headed = message("{\"text\":\"žluťoučký kůň 🐎\"}");
     headed.headers.insert("colour", "blue");
     headed.headers.insert("empty", "");
@@ -203,16 +201,10 @@ fn compare(sent: &Message, received: &Message) -> Result<(), Failure> {
             .count()
     );
     ensure!(
-        sent.content_type == received.content_type,
-        "the content type {:?} arrived as {:?}",
-        sent.content_type,
-        received.content_type
-    );
-    ensure!(
-        sent.content_encoding == received.content_encoding,
-        "the content encoding {:?} arrived as {:?}",
-        sent.content_encoding,
-        received.content_encoding
+        sent.content == received.content,
+        "{:?} arrived as {:?}",
+        sent.content,
+        received.content
     );
     ensure!(
         sent.headers == received.headers,

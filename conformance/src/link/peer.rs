@@ -334,7 +334,7 @@ pub(crate) async fn next_of(
         for (index, consumer) in consumers.iter_mut().enumerate() {
             match consumer.listener.poll_next(cx) {
                 Poll::Ready(Some(Incoming::Delivery(delivery))) => {
-                    return Poll::Ready(Ok((index, delivery)));
+                    return Poll::Ready(Ok((index, *delivery)));
                 }
                 Poll::Ready(Some(Incoming::Rejected { reason })) => {
                     return Poll::Ready(Err(Failure::new(format!(

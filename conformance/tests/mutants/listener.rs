@@ -61,7 +61,9 @@ impl Listener for BrokenListener {
         }
         self.inner.poll_next(cx).map(|incoming| {
             incoming.map(|incoming| match incoming {
-                Incoming::Delivery(delivery) => Incoming::Delivery(self.damage(delivery)),
+                Incoming::Delivery(delivery) => {
+                    Incoming::Delivery(Box::new(self.damage(*delivery)))
+                }
                 rejected @ Incoming::Rejected { .. } => rejected,
             })
         })

@@ -277,7 +277,7 @@ pub async fn receive(listener: &mut Box<dyn Listener>) -> Delivery {
                 .settlement
                 .settle(Verdict::Accept)
                 .expect("a fresh delivery can be accepted");
-            delivery
+            *delivery
         }
         Incoming::Rejected { reason } => panic!("rejected: {reason}"),
     }

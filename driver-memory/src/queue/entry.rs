@@ -9,8 +9,7 @@ use messaging_core::driver::Message;
 
 /// A message in a queue or in the hands of a consumer.
 ///
-/// It moves by value: an allocation of its own would be given back on another thread than it was made on, which
-/// costs more than its bytes.
+/// It is boxed, since it passes through many hands.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) message: Message,
@@ -32,15 +31,15 @@ impl Entry {
         since: Instant,
         expires: Option<Instant>,
         priority: u8,
-    ) -> Self {
-        Self {
+    ) -> Box<Self> {
+        Box::new(Self {
             message,
             since,
             expires,
             priority,
             attempt: 1,
             place: 0,
-        }
+        })
     }
 
     pub(crate) fn size(&self) -> usize {

@@ -58,7 +58,7 @@ impl Queue {
         state: &mut State,
         request: &mut Request,
         waker: &Waker,
-        expired: &mut Vec<Entry>,
+        expired: &mut Vec<Box<Entry>>,
     ) -> Result<Room, Refusal> {
         self.admit(state, request.size, request.needs_listener)?;
         let first = match (request.ticket, state.senders.front()) {

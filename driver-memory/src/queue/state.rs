@@ -12,11 +12,11 @@ const PRIORITIES: usize = 10;
 #[derive(Debug, Default)]
 pub(super) struct State {
     /// By priority, each in the order of `Entry::place`.
-    pub(super) lanes: [VecDeque<Entry>; PRIORITIES],
+    pub(super) lanes: [VecDeque<Box<Entry>>; PRIORITIES],
     /// One bit for each lane that is not empty.
     pub(super) occupied: u16,
     /// By the time they are due.
-    pub(super) delayed: BTreeMap<(Instant, u64), Entry>,
+    pub(super) delayed: BTreeMap<(Instant, u64), Box<Entry>>,
     /// How many are in the lanes.
     pub(super) ready: usize,
     /// Messages here and places reserved.
@@ -63,7 +63,7 @@ impl Load {
 
 impl State {
     /// Puts a new entry, whose place is reserved, at the end of its lane; the consumer to wake.
-    pub(super) fn append(&mut self, mut entry: Entry) -> Option<Waker> {
+    pub(super) fn append(&mut self, mut entry: Box<Entry>) -> Option<Waker> {
         entry.place = self.next_place;
         self.next_place += 1;
         self.expect_expiry(entry.expires);
@@ -75,7 +75,7 @@ impl State {
     }
 
     /// Puts an entry that was here before to its old place.
-    pub(super) fn insert(&mut self, entry: Entry) {
+    pub(super) fn insert(&mut self, entry: Box<Entry>) {
         let lane = lane_of(&entry);
         let entries = &mut self.lanes[lane];
         if entries
@@ -100,7 +100,7 @@ impl State {
     }
 
     /// The first entry of the highest priority that has not expired.
-    pub(super) fn take_first(&mut self, expired: &mut Vec<Entry>) -> Option<Entry> {
+    pub(super) fn take_first(&mut self, expired: &mut Vec<Box<Entry>>) -> Option<Box<Entry>> {
         // The clock is read once, and not at all where nothing expires.
         let mut now = None;
         while self.occupied != 0 {
@@ -141,7 +141,7 @@ impl State {
     }
 
     /// Takes out what has expired, if anything can have.
-    pub(super) fn take_expired(&mut self, expired: &mut Vec<Entry>) {
+    pub(super) fn take_expired(&mut self, expired: &mut Vec<Box<Entry>>) {
         let now = Instant::now();
         if self.next_expiry.is_none_or(|next| next > now) {
             return;
@@ -149,7 +149,7 @@ impl State {
         let is_over = |entry: &Entry| entry.expires.is_some_and(|expires| expires <= now);
         let known = expired.len();
         for (lane, entries) in self.lanes.iter_mut().enumerate() {
-            if !entries.iter().any(is_over) {
+            if !entries.iter().any(|entry| is_over(entry)) {
                 continue;
             }
             for entry in std::mem::take(entries) {

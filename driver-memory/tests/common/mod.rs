@@ -229,7 +229,7 @@ pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
 /// The next delivery, which must come.
 pub(crate) async fn next(listener: &mut Box<dyn Listener>) -> Delivery {
     match within(poll_fn(|cx| listener.poll_next(cx))).await {
-        Some(Incoming::Delivery(delivery)) => delivery,
+        Some(Incoming::Delivery(delivery)) => *delivery,
         other => panic!("instead of a delivery: {other:?}"),
     }
 }

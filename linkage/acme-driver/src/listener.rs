@@ -50,14 +50,14 @@ impl Listener for AcmeListener {
                 );
                 return Poll::Ready(Some(Incoming::Rejected { reason }));
             }
-            return Poll::Ready(Some(Incoming::Delivery(Delivery {
+            return Poll::Ready(Some(Incoming::Delivery(Box::new(Delivery {
                 message: entry.message,
                 via,
                 received: entry.since,
                 redelivered: entry.redelivered,
                 attempt: None,
                 settlement: Settlement::new(Arc::new(Tags(self.hub.clone())), tag),
-            })));
+            }))));
         }
         if !state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
             state.wakers.push(cx.waker().clone());

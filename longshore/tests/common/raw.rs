@@ -113,14 +113,14 @@ impl RawServer {
     /// The next request, settled, and its inner message.
     pub async fn next(&mut self) -> (Request, Value) {
         let incoming = tokio::time::timeout(PATIENCE, poll_fn(|cx| self.listener.poll_next(cx)));
-        let Ok(Some(Incoming::Delivery(Delivery {
+        let Ok(Some(Incoming::Delivery(delivery))) = incoming.await else {
+            panic!("no request came")
+        };
+        let Delivery {
             message,
             mut settlement,
             ..
-        }))) = incoming.await
-        else {
-            panic!("no request came")
-        };
+        } = *delivery;
         settlement.settle(Verdict::Accept).unwrap();
         let body: Value = serde_json::from_slice(&message.body).unwrap();
         let inner = serde_json::from_str(body["oslo.message"].as_str().unwrap()).unwrap();

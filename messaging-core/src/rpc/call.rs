@@ -27,7 +27,7 @@ pub(crate) async fn execute(outgoing: &mut Outgoing) -> Result<Option<Box<RawVal
     }
     let monitor = monitor_seconds(settings)?;
     let request = Prepared::new(outgoing, "call")?;
-    let transport = &request.outgoing.transport;
+    let transport = request.outgoing.transport();
     let inbox = match transport.known_inbox() {
         Some(inbox) => inbox,
         None => Box::pin(transport.inbox(request.deadline)).await?,
@@ -40,6 +40,7 @@ pub(crate) async fn execute(outgoing: &mut Outgoing) -> Result<Option<Box<RawVal
     let mut now = request.started;
     loop {
         let attempt = Attempt {
+            now,
             send: slot.next_send(),
             call: Some(CallParts {
                 msg_id: slot.correlation(),
@@ -79,8 +80,10 @@ fn finish(outgoing: &Outgoing, result: Option<Box<RawValue>>) -> Result<Option<B
         .map_or(Ok(serde_json::Value::Null), |raw| {
             serde_json::from_str(raw.get())
         });
+    let nothing = serde_json::Map::new();
+    let own_context = outgoing.rare().map_or(&nothing, |rare| &rare.own_context);
     let value = serializer
-        .deserialize_entity(&outgoing.own_context, value.map_err(executed)?)
+        .deserialize_entity(own_context, value.map_err(executed)?)
         .map_err(|error| error.with_outcome(Outcome::Executed))?;
     serde_json::value::to_raw_value(&value)
         .map(Some)

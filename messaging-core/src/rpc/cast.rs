@@ -16,14 +16,17 @@ pub(crate) async fn execute(outgoing: &mut Outgoing) -> Result<Accepted> {
     let request = Prepared::new(outgoing, "cast")?;
     let expires = request
         .outgoing
-        .expires_in
+        .rare()
+        .and_then(|rare| rare.expires_in)
         .map(|time| deadline_after(request.started, time));
     let mut retries = Retries::new(&request.outgoing.settings, request.deadline);
+    let mut now = request.started;
     loop {
         let attempt = Attempt {
+            now,
             send: SendId::fresh(),
             call: None,
-            life: expires.map(|expires| expires.saturating_duration_since(Instant::now())),
+            life: expires.map(|expires| expires.saturating_duration_since(now)),
             confirm: Confirm::Accepted,
         };
         let sent = match request.hand_over(&attempt)?.await {
@@ -31,14 +34,12 @@ pub(crate) async fn execute(outgoing: &mut Outgoing) -> Result<Accepted> {
             Some(Err(error)) => Err(error),
             None => Err(request
                 .outgoing
-                .transport
+                .transport()
                 .no_link("the cast was not sent in time")),
         };
         match sent {
             Ok(accepted) => return Ok(accepted),
-            Err(error) => {
-                retries.pause_after(error).await?;
-            }
+            Err(error) => now = retries.pause_after(error).await?,
         }
     }
 }

@@ -19,7 +19,6 @@ use crate::transport::{Transport, deadline_after};
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct RpcClient {
-    transport: Transport,
     settings: Arc<Settings>,
 }
 
@@ -28,6 +27,7 @@ pub struct RpcClient {
 #[repr(align(128))]
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
+    pub(crate) transport: Transport,
     pub(crate) target: Target,
     pub(crate) timeout: Duration,
     pub(crate) version_cap: Option<Version>,
@@ -70,6 +70,7 @@ impl RpcClient {
     /// What is wrong with the target is reported by the first request.
     pub fn new(transport: &Transport, target: Target) -> Self {
         let settings = Settings {
+            transport: transport.clone(),
             target,
             timeout: transport.settings().timeout,
             version_cap: None,
@@ -81,7 +82,6 @@ impl RpcClient {
             address: OnceLock::new(),
         };
         Self {
-            transport: transport.clone(),
             settings: Arc::new(settings),
         }
     }
@@ -98,7 +98,7 @@ impl RpcClient {
 
     /// The transport.
     pub fn transport(&self) -> &Transport {
-        &self.transport
+        &self.settings.transport
     }
 
     /// The same client for a changed target, as oslo.messaging's `prepare`.
@@ -144,21 +144,13 @@ impl RpcClient {
     }
 
     /// A call: a request whose result is awaited.
-    pub fn call<R: DeserializeOwned>(&self, method: impl Into<String>) -> Call<R> {
-        Call::new(Outgoing::new(
-            self.transport.clone(),
-            self.settings.clone(),
-            method.into(),
-        ))
+    pub fn call<R: DeserializeOwned>(&self, method: impl AsRef<str>) -> Call<R> {
+        Call::new(Outgoing::new(self.settings.clone(), method.as_ref()))
     }
 
     /// A cast: a request without a result, done when the transport has accepted it.
-    pub fn cast(&self, method: impl Into<String>) -> Cast {
-        Cast::new(Outgoing::new(
-            self.transport.clone(),
-            self.settings.clone(),
-            method.into(),
-        ))
+    pub fn cast(&self, method: impl AsRef<str>) -> Cast {
+        Cast::new(Outgoing::new(self.settings.clone(), method.as_ref()))
     }
 }
 

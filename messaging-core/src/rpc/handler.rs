@@ -34,7 +34,7 @@ pub trait Handler<S, M>: Send + Sync + 'static {
     fn start(
         &self,
         state: &Arc<S>,
-        context: Context,
+        context: &Context,
         args: &str,
     ) -> BoxFuture<'static, Result<String, Failure>>;
 }
@@ -43,7 +43,7 @@ pub trait Handler<S, M>: Send + Sync + 'static {
 pub trait PlainHandler<S, M>: Send + Sync + 'static {
     /// Runs the handler. Part of the crate's inside; applications do not call it.
     #[doc(hidden)]
-    fn run(&self, state: &Arc<S>, context: Context, args: &str) -> Result<String, Failure>;
+    fn run(&self, state: &Arc<S>, context: &Context, args: &str) -> Result<String, Failure>;
 }
 
 /// How much is said of arguments that do not fit, in characters.
@@ -108,10 +108,10 @@ where
     A: DeserializeOwned,
     R: Serialize + Send + 'static,
 {
-    fn start(&self, _: &Arc<S>, context: Context, args: &str) -> BoxFuture<'static, Handled> {
+    fn start(&self, _: &Arc<S>, context: &Context, args: &str) -> BoxFuture<'static, Handled> {
         match decode(args) {
             Ok(args) => {
-                let future = self(context, args);
+                let future = self(context.clone(), args);
                 Box::pin(async move { encode(&future.await?) })
             }
             Err(failure) => failed(failure),
@@ -125,10 +125,10 @@ where
     Fut: Future<Output = Result<R, Failure>> + Send + 'static,
     R: Serialize + Send + 'static,
 {
-    fn start(&self, _: &Arc<S>, context: Context, args: &str) -> BoxFuture<'static, Handled> {
+    fn start(&self, _: &Arc<S>, context: &Context, args: &str) -> BoxFuture<'static, Handled> {
         match decode_none(args) {
             Ok(()) => {
-                let future = self(context);
+                let future = self(context.clone());
                 Box::pin(async move { encode(&future.await?) })
             }
             Err(failure) => failed(failure),
@@ -143,10 +143,10 @@ where
     A: DeserializeOwned,
     R: Serialize + Send + 'static,
 {
-    fn start(&self, state: &Arc<S>, context: Context, args: &str) -> BoxFuture<'static, Handled> {
+    fn start(&self, state: &Arc<S>, context: &Context, args: &str) -> BoxFuture<'static, Handled> {
         match decode(args) {
             Ok(args) => {
-                let future = self(state.clone(), context, args);
+                let future = self(state.clone(), context.clone(), args);
                 Box::pin(async move { encode(&future.await?) })
             }
             Err(failure) => failed(failure),
@@ -160,10 +160,10 @@ where
     Fut: Future<Output = Result<R, Failure>> + Send + 'static,
     R: Serialize + Send + 'static,
 {
-    fn start(&self, state: &Arc<S>, context: Context, args: &str) -> BoxFuture<'static, Handled> {
+    fn start(&self, state: &Arc<S>, context: &Context, args: &str) -> BoxFuture<'static, Handled> {
         match decode_none(args) {
             Ok(()) => {
-                let future = self(state.clone(), context);
+                let future = self(state.clone(), context.clone());
                 Box::pin(async move { encode(&future.await?) })
             }
             Err(failure) => failed(failure),
@@ -177,8 +177,8 @@ where
     A: DeserializeOwned,
     R: Serialize,
 {
-    fn run(&self, _: &Arc<S>, context: Context, args: &str) -> Handled {
-        encode(&self(context, decode(args)?)?)
+    fn run(&self, _: &Arc<S>, context: &Context, args: &str) -> Handled {
+        encode(&self(context.clone(), decode(args)?)?)
     }
 }
 
@@ -187,9 +187,9 @@ where
     F: Fn(Context) -> Result<R, Failure> + Send + Sync + 'static,
     R: Serialize,
 {
-    fn run(&self, _: &Arc<S>, context: Context, args: &str) -> Handled {
+    fn run(&self, _: &Arc<S>, context: &Context, args: &str) -> Handled {
         decode_none(args)?;
-        encode(&self(context)?)
+        encode(&self(context.clone())?)
     }
 }
 
@@ -199,8 +199,8 @@ where
     A: DeserializeOwned,
     R: Serialize,
 {
-    fn run(&self, state: &Arc<S>, context: Context, args: &str) -> Handled {
-        encode(&self(state.clone(), context, decode(args)?)?)
+    fn run(&self, state: &Arc<S>, context: &Context, args: &str) -> Handled {
+        encode(&self(state.clone(), context.clone(), decode(args)?)?)
     }
 }
 
@@ -209,8 +209,8 @@ where
     F: Fn(Arc<S>, Context) -> Result<R, Failure> + Send + Sync + 'static,
     R: Serialize,
 {
-    fn run(&self, state: &Arc<S>, context: Context, args: &str) -> Handled {
+    fn run(&self, state: &Arc<S>, context: &Context, args: &str) -> Handled {
         decode_none(args)?;
-        encode(&self(state.clone(), context)?)
+        encode(&self(state.clone(), context.clone())?)
     }
 }

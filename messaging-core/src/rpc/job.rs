@@ -30,18 +30,19 @@ pub(crate) fn unreadable(shared: &Shared, reason: &str) {
 
 /// One delivery on its way through an executor; never panics. Dropped unrun, the delivery goes back to its queue.
 ///
-/// A state machine by hand: an async fn would keep the delivery's place beside that of all that is made of it.
+/// A state machine by hand, and a small one: jobs are moved from thread to thread. What a handler needs is kept only
+/// where its first poll does not end it.
 pub(crate) struct Running(State);
 
 enum State {
-    Handed(Delivery, Permit),
-    Async(Instrumented<Guarded>, InFlight),
+    Handed(Box<Delivery>, Permit),
+    Async(Box<(Instrumented<Guarded>, InFlight)>),
     Plain(BoxFuture<'static, ()>),
     Ended,
 }
 
 impl Running {
-    pub(crate) fn new(delivery: Delivery, permit: Permit) -> Self {
+    pub(crate) fn new(delivery: Box<Delivery>, permit: Permit) -> Self {
         Self(State::Handed(delivery, permit))
     }
 
@@ -65,13 +66,18 @@ impl Future for Running {
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<()> {
         if matches!(self.0, State::Handed(..))
             && let State::Handed(delivery, permit) = self.take()
+            && let Some(in_flight) = admit(*delivery, permit)
         {
-            self.0 = begin(delivery, permit);
+            self.0 = begin(in_flight, cx);
+            if matches!(self.0, State::Async(_)) {
+                return Poll::Pending;
+            }
         }
         match &mut self.0 {
-            State::Async(handler, _) => {
-                let handled = ready!(Pin::new(handler).poll(cx));
-                if let State::Async(handler, in_flight) = self.take() {
+            State::Async(running) => {
+                let handled = ready!(Pin::new(&mut running.0).poll(cx));
+                if let State::Async(running) = self.take() {
+                    let (handler, in_flight) = *running;
                     drop(handler);
                     in_flight.finish(handled);
                 }
@@ -86,11 +92,8 @@ impl Future for Running {
     }
 }
 
-/// Admits a delivery and starts its method.
-fn begin(delivery: Delivery, permit: Permit) -> State {
-    let Some(mut in_flight) = admit(delivery, permit) else {
-        return State::Ended;
-    };
+/// Starts the method of a request, to its end if it does not have to wait.
+fn begin(mut in_flight: InFlight, cx: &mut task::Context<'_>) -> State {
     let context = &in_flight.context;
     let span = tracing::debug_span!(
         target: "longshore::rpc",
@@ -107,7 +110,15 @@ fn begin(delivery: Delivery, permit: Permit) -> State {
             State::Ended
         }
         Ok(Invocation::Async(handler)) => {
-            State::Async(Guarded::new(handler).instrument(span), in_flight)
+            let mut handler = Guarded::new(handler).instrument(span);
+            match Pin::new(&mut handler).poll(cx) {
+                Poll::Ready(handled) => {
+                    drop(handler);
+                    in_flight.finish(handled);
+                    State::Ended
+                }
+                Poll::Pending => State::Async(Box::new((handler, in_flight))),
+            }
         }
         Ok(Invocation::Plain(handler)) => {
             // Nothing of the application's has run yet; and permit and settlement go with the work, which runs to its
@@ -198,12 +209,7 @@ fn admit(delivery: Delivery, permit: Permit) -> Option<InFlight> {
 const MAX_REPLY_NAME: usize = 255;
 
 fn read(message: &Message) -> Result<Request, String> {
-    let is_json = message.content_type.as_deref().is_some_and(|kind| {
-        kind.split(';')
-            .next()
-            .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
-    });
-    if !is_json {
+    if !message.content.is_json() {
         return Err("its content type is not application/json".to_owned());
     }
     let request = wire::decode_request(&message.body).map_err(|error| error.to_string())?;
@@ -258,7 +264,7 @@ fn deadline_of(
     received: Instant,
     now: Instant,
 ) -> Instant {
-    let now_ms = wire::unix_ms_now();
+    let now_ms = wire::unix_ms_at(now);
     let waited_ms = now.saturating_duration_since(received).as_millis();
     let received_ms = now_ms.saturating_sub(u64::try_from(waited_ms).unwrap_or(u64::MAX));
     let correction = clocks.correction(caller, times.sent_ms, received_ms);
@@ -293,7 +299,7 @@ fn caller_context(shared: &Shared, request: &Request) -> Result<CallerContext, F
 fn invoke(shared: &Shared, context: &Context) -> Result<Invocation, Failure> {
     guarded(|| {
         let args = || deserialized_args(shared, context);
-        shared.routes.invoke(context.clone(), args, &*shared.policy)
+        shared.routes.invoke(context, args, &*shared.policy)
     })
 }
 

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use compact_str::CompactString;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -25,35 +26,48 @@ use crate::wire::CallerContext;
 /// A request without its verb.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    pub(crate) transport: Transport,
     pub(crate) settings: Arc<Settings>,
-    pub(crate) method: String,
+    pub(crate) method: CompactString,
     /// The arguments as the text of a JSON object: until [`finish`](Self::finish) without its closing brace, empty
     /// where there are none.
     pub(crate) args: String,
     pub(crate) context: CallerContext,
+    pub(crate) inherited_deadline: Option<Instant>,
+    rare: Option<Box<Rare>>,
+}
+
+/// What few requests have. It is boxed, since a request is moved by each step of its building.
+#[derive(Debug, Default)]
+pub(crate) struct Rare {
     /// The context before a serializer changed it, which that serializer is given with each entity.
     pub(crate) own_context: serde_json::Map<String, serde_json::Value>,
-    pub(crate) inherited_deadline: Option<Instant>,
     pub(crate) idempotency_key: Option<String>,
     pub(crate) expires_in: Option<Duration>,
     fault: Option<Error>,
 }
 
 impl Outgoing {
-    pub(crate) fn new(transport: Transport, settings: Arc<Settings>, method: String) -> Self {
+    pub(crate) fn new(settings: Arc<Settings>, method: &str) -> Self {
         Self {
-            transport,
             settings,
-            method,
+            method: method.into(),
             args: String::new(),
             context: CallerContext::default(),
-            own_context: serde_json::Map::new(),
             inherited_deadline: None,
-            idempotency_key: None,
-            expires_in: None,
-            fault: None,
+            rare: None,
         }
+    }
+
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.settings.transport
+    }
+
+    pub(crate) fn rare(&self) -> Option<&Rare> {
+        self.rare.as_deref()
+    }
+
+    fn make_rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
     }
 
     fn with(&mut self, change: impl FnOnce(&mut Settings)) {
@@ -65,7 +79,8 @@ impl Outgoing {
             "{what} of method {} cannot be sent: {error}",
             crate::rpc::router::shown(&self.method)
         );
-        self.fault
+        self.make_rare()
+            .fault
             .get_or_insert(Error::not_sent(ErrorKind::Codec, text));
     }
 
@@ -127,13 +142,13 @@ impl Outgoing {
             "messaging.operation.name" = verb,
             "messaging.operation.type" = "send",
             "messaging.destination.name" = target.topic.as_deref(),
-            "rpc.method" = self.method,
+            "rpc.method" = self.method.as_str(),
         )
     }
 
     /// Ends the building: the arguments and the context as they go on the wire.
     pub(crate) fn finish(&mut self) -> Result<()> {
-        if let Some(fault) = self.fault.take() {
+        if let Some(fault) = self.rare.as_mut().and_then(|rare| rare.fault.take()) {
             return Err(fault);
         }
         check_name("method", &self.method)?;
@@ -154,7 +169,7 @@ impl Outgoing {
         for (name, value) in map {
             out.insert(name, serializer.serialize_entity(&context, value)?);
         }
-        self.own_context = context.clone();
+        self.make_rare().own_context = context.clone();
         self.context = CallerContext::from_serialize(&serializer.serialize_context(context)?)?;
         self.args = serde_json::Value::Object(out).to_string();
         Ok(())
@@ -240,7 +255,7 @@ macro_rules! request_builder {
         /// Servers drop a second request with the same key where they still remember the first.
         pub fn idempotent(mut self, key: Option<&str>) -> Self {
             self.outgoing.with(|settings| settings.idempotent = true);
-            self.outgoing.idempotency_key = key.map(str::to_owned);
+            self.outgoing.make_rare().idempotency_key = key.map(str::to_owned);
             self
         }
 
@@ -351,7 +366,7 @@ impl Cast {
 
     /// Servers do not run the cast once this time has passed.
     pub fn expires_in(mut self, time: Duration) -> Self {
-        self.outgoing.expires_in = Some(time);
+        self.outgoing.make_rare().expires_in = Some(time);
         self
     }
 

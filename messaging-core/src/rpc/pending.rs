@@ -60,7 +60,9 @@ struct Slot {
     used: bool,
     generation: u32,
     sends: u64,
-    messages: VecDeque<Message>,
+    latest: Option<Message>,
+    /// What came before the latest, if nobody looked: the usual call has a single message.
+    earlier: VecDeque<Message>,
     lost: Option<Box<Lost>>,
     waker: Option<Waker>,
 }
@@ -178,10 +180,12 @@ impl Pending {
             return false;
         }
         // The oldest goes: heartbeats nobody looked at make room for the reply that ends them.
-        if slot.messages.len() >= MESSAGES_PER_SLOT {
-            slot.messages.pop_front();
+        if let Some(before) = slot.latest.replace(message) {
+            if slot.earlier.len() >= MESSAGES_PER_SLOT - 1 {
+                slot.earlier.pop_front();
+            }
+            slot.earlier.push_back(before);
         }
-        slot.messages.push_back(message);
         wake(slot);
         true
     }
@@ -299,7 +303,7 @@ impl PendingCall<'_> {
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Arrival> {
         let mut slot = self.table.slot_at(self.index);
-        if let Some(message) = slot.messages.pop_front() {
+        if let Some(message) = slot.earlier.pop_front().or_else(|| slot.latest.take()) {
             return Poll::Ready(Arrival::Message(message));
         }
         if let Some(lost) = slot.lost.take() {
@@ -320,8 +324,13 @@ impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
         let mut slot = self.table.slot_at(self.index);
         slot.used = false;
-        slot.messages.clear();
-        let leftover = (slot.lost.take(), slot.waker.take());
+        let earlier = std::mem::take(&mut slot.earlier);
+        let leftover = (
+            slot.lost.take(),
+            slot.waker.take(),
+            slot.latest.take(),
+            earlier,
+        );
         drop(slot);
         drop(leftover);
         let mut free = lock(&self.table.free);

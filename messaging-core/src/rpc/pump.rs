@@ -70,15 +70,25 @@ enum Step {
 }
 
 fn step(shared: &Arc<Shared>, listener: &mut dyn Listener, cx: &mut Context<'_>) -> Poll<Step> {
-    if let Poll::Ready(step) = look(shared, listener, cx) {
+    let mut starves = false;
+    if let Poll::Ready(step) = look(shared, listener, &mut starves, cx) {
         return Poll::Ready(step);
     }
-    // Registered before the second look, so that no permit and no stop is missed. Where there is work none is needed.
+    // Where there is work none is needed. What comes wakes through the listener; what may have been missed until now
+    // is a permit or the stop.
     shared.pump_waker.register(cx.waker());
-    look(shared, listener, cx)
+    if shared.stopping.load(Ordering::Acquire) || (starves && shared.has_permit()) {
+        return look(shared, listener, &mut starves, cx);
+    }
+    Poll::Pending
 }
 
-fn look(shared: &Arc<Shared>, listener: &mut dyn Listener, cx: &mut Context<'_>) -> Poll<Step> {
+fn look(
+    shared: &Arc<Shared>,
+    listener: &mut dyn Listener,
+    starves: &mut bool,
+    cx: &mut Context<'_>,
+) -> Poll<Step> {
     if shared.stopping.load(Ordering::Acquire) {
         return Poll::Ready(Step::Stop);
     }
@@ -86,6 +96,7 @@ fn look(shared: &Arc<Shared>, listener: &mut dyn Listener, cx: &mut Context<'_>)
     let mut jobs = Vec::new();
     while jobs.len() < BATCH {
         if !shared.has_permit() {
+            *starves = true;
             listener.poll_arrivals(cx);
             break;
         }

@@ -33,6 +33,7 @@ pub(crate) struct Prepared<'a> {
 /// What differs from attempt to attempt.
 #[derive(Debug)]
 pub(crate) struct Attempt<'a> {
+    pub(crate) now: Instant,
     pub(crate) send: SendId,
     pub(crate) call: Option<CallParts<'a>>,
     /// How long it may be handed to a handler; `None`: for ever.
@@ -51,11 +52,9 @@ impl<'a> Prepared<'a> {
     /// What is wrong with its target or version, or that its time is over.
     pub(crate) fn new(outgoing: &'a Outgoing, verb: &str) -> Result<Self> {
         let Outgoing {
-            transport,
-            settings,
-            method,
-            ..
+            settings, method, ..
         } = outgoing;
+        let transport = outgoing.transport();
         settings.check_version()?;
         let address = settings.address(transport)?;
         // A fanout to nobody is legal, as in oslo.messaging.
@@ -89,15 +88,15 @@ impl<'a> Prepared<'a> {
     /// [`ErrorKind::TooLarge`].
     pub(crate) fn hand_over(&'a self, attempt: &Attempt<'_>) -> Result<HandOver<'a>> {
         let Outgoing {
-            transport,
             settings,
             method,
             args,
             context,
-            idempotency_key,
             ..
         } = self.outgoing;
-        let sent_ms = wire::unix_ms_now();
+        let transport = self.outgoing.transport();
+        let rare = self.outgoing.rare();
+        let sent_ms = wire::unix_ms_at(attempt.now);
         let body = wire::encode_request(&RequestParts {
             method,
             args,
@@ -110,7 +109,7 @@ impl<'a> Prepared<'a> {
                 deadline_ms: sent_ms + u64::try_from(life.as_millis()).unwrap_or(u64::MAX),
                 sent_ms,
             }),
-            idempotency_key: idempotency_key.as_deref(),
+            idempotency_key: rare.and_then(|rare| rare.idempotency_key.as_deref()),
         });
         let max = transport.max_body();
         if body.len() > max {

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failure::Failure;
@@ -27,7 +29,7 @@ pub struct Router<S = ()> {
 struct Endpoint {
     namespaces: Vec<Option<String>>,
     version: Version,
-    methods: HashMap<String, Method>,
+    methods: HashMap<String, Method, RandomState>,
 }
 
 struct Method {
@@ -36,7 +38,7 @@ struct Method {
 }
 
 /// Starts a method with the arguments of the request, or with those a serializer made of them.
-type Call = Box<dyn Fn(Context, Option<String>) -> Invocation + Send + Sync>;
+type Call = Box<dyn Fn(&Context, Option<String>) -> Invocation + Send + Sync>;
 
 impl Default for Router {
     fn default() -> Self {
@@ -62,7 +64,7 @@ impl<S: Send + Sync + 'static> Router<S> {
         let endpoint = Endpoint {
             namespaces: vec![None],
             version: Version::DEFAULT,
-            methods: HashMap::new(),
+            methods: HashMap::default(),
         };
         Self {
             state,
@@ -117,10 +119,9 @@ impl<S: Send + Sync + 'static> Router<S> {
         self.add(
             name.into(),
             Box::new(move |context, replaced| {
-                let request = context.clone();
                 let args = replaced
                     .as_deref()
-                    .unwrap_or_else(|| request.request().args());
+                    .unwrap_or_else(|| context.request().args());
                 Invocation::Async(handler.start(&state, context, args))
             }),
         )
@@ -137,13 +138,12 @@ impl<S: Send + Sync + 'static> Router<S> {
         self.add(
             name.into(),
             Box::new(move |context, replaced| {
-                let (state, handler) = (state.clone(), handler.clone());
+                let (state, handler, context) = (state.clone(), handler.clone(), context.clone());
                 Invocation::Plain(Box::new(move || {
-                    let request = context.clone();
                     let args = replaced
                         .as_deref()
-                        .unwrap_or_else(|| request.request().args());
-                    handler.run(&state, context, args)
+                        .unwrap_or_else(|| context.request().args());
+                    handler.run(&state, &context, args)
                 }))
             }),
         )
@@ -231,7 +231,7 @@ impl Routes {
     /// the request and that has the method, allowed by the policy. `args` is asked for once that is found.
     pub(crate) fn invoke(
         &self,
-        context: Context,
+        context: &Context,
         args: impl FnOnce() -> Result<Option<String>, Failure>,
         policy: &dyn AccessPolicy,
     ) -> Result<Invocation, Failure> {
@@ -239,7 +239,7 @@ impl Routes {
         let requested = match request.version() {
             RequestVersion::Absent => Ok(Version::DEFAULT),
             RequestVersion::Given(version) => Ok(version),
-            RequestVersion::Bad(text) => Err(text.clone()),
+            RequestVersion::Bad(text) => Err(text),
         };
         let mut compatible = false;
         if let Ok(version) = requested {
@@ -255,7 +255,7 @@ impl Routes {
                 if let Some(method) = endpoint.methods.get(request.method())
                     && policy.allows(request.method(), method.exposed)
                 {
-                    return Ok((method.call)(context.clone(), args()?));
+                    return Ok((method.call)(context, args()?));
                 }
             }
         }

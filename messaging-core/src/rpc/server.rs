@@ -1,13 +1,14 @@
 //! A running server of an RPC interface: what its parts share, and how it stops.
 
 use std::fmt;
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::BuildHasher as _;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
+use foldhash::quality::RandomState;
 use futures_util::task::AtomicWaker;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -206,7 +207,7 @@ impl RpcServer {
                 window: Window::new(service.window),
                 clocks: Clocks::default(),
             })),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             abandon: Abandon(Arc::new(watch::Sender::new(false))),
             pump_runtime: pump_runtime.clone(),
             transport: service.transport,

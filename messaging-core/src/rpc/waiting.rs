@@ -173,7 +173,7 @@ impl<'a> Awaited<'a, '_> {
 
     fn inspect(&self) -> Inspection<'a> {
         let request = self.request;
-        let transport = &request.outgoing.transport;
+        let transport = request.outgoing.transport();
         if !transport.capabilities().inspect {
             return Inspection::Unknown;
         }

@@ -8,7 +8,8 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use super::{Span, Text, each_member, span_of};
+use super::request::Head;
+use super::{Span, Unescaped, each_member, span_of};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The caller's context as it crosses: flat pairs of a name and a JSON value, such as a request id or a token.
@@ -22,10 +23,12 @@ pub struct CallerContext(Option<Arc<Source>>);
 pub(super) struct Source {
     pub(super) text: String,
     pub(super) entries: Vec<Entry>,
+    /// What the request asks for, if the text is one.
+    pub(super) head: Head,
 }
 
 pub(super) struct Entry {
-    pub(super) name: Text,
+    pub(super) name: Span,
     pub(super) value: Span,
 }
 
@@ -48,10 +51,10 @@ impl CallerContext {
         };
         let text = serde_json::to_string(value)
             .map_err(|cause| fault(cause, "the context cannot be serialized to JSON"))?;
-        let mut entries = Vec::new();
+        let (mut entries, mut unescaped) = (Vec::new(), Unescaped::default());
         each_member(&text, |name, value| {
             entries.push(Entry {
-                name: Text::new(&text, name),
+                name: unescaped.place(&text, name),
                 value: span_of(&text, value.get()),
             });
         })
@@ -61,7 +64,8 @@ impl CallerContext {
                 "the context is not a JSON object: give a map, or a struct with named fields",
             )
         })?;
-        Ok(Self::of(&Arc::new(Source::new(text, entries))))
+        let source = Source::new(text, &unescaped, entries, Head::default());
+        Ok(Self::of(&Arc::new(source)))
     }
 
     /// The context that stands in `source`; an empty one does not keep the text alive.
@@ -125,12 +129,10 @@ impl CallerContext {
     /// All names and the JSON texts of their values.
     pub(super) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().flat_map(|source| {
-            source.entries.iter().map(|entry| {
-                (
-                    entry.name.get(&source.text),
-                    &source.text[entry.value.clone()],
-                )
-            })
+            source
+                .entries
+                .iter()
+                .map(|entry| (entry.name.of(&source.text), entry.value.of(&source.text)))
         })
     }
 }
@@ -142,14 +144,24 @@ fn raw(value: &str) -> Option<&RawValue> {
 
 impl Source {
     /// Of several entries with one name the last is kept.
-    pub(super) fn new(text: String, entries: Vec<Entry>) -> Self {
+    pub(super) fn new(
+        mut text: String,
+        unescaped: &Unescaped,
+        entries: Vec<Entry>,
+        head: Head,
+    ) -> Self {
+        text.push_str(&unescaped.0);
         let entries = last_of_each(&text, entries);
-        Self { text, entries }
+        Self {
+            text,
+            entries,
+            head,
+        }
     }
 }
 
 fn last_of_each(text: &str, mut entries: Vec<Entry>) -> Vec<Entry> {
-    let name = |at: usize| entries[at].name.get(text);
+    let name = |at: usize| entries[at].name.of(text);
     let mut stale = Vec::new();
     if entries.len() <= FEW {
         for at in 0..entries.len() {

@@ -22,9 +22,10 @@ mod reply;
 mod request;
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt;
-use std::ops::Range;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 use serde::de::{Deserializer as _, MapAccess, Visitor};
@@ -82,34 +83,76 @@ pub fn unix_ms_now() -> u64 {
         })
 }
 
-/// Where something stands in the inner text.
-type Span = Range<usize>;
+/// How old a reading of the wall clock may be. A step of that clock is noticed this late.
+const WALL_CLOCK_AGE: Duration = Duration::from_millis(50);
 
-/// Where `part`, a slice of `whole`, stands in it.
-fn span_of(whole: &str, part: &str) -> Span {
-    let start = part.as_ptr() as usize - whole.as_ptr() as usize;
-    start..start + part.len()
+/// The time at `now`, which is no later than this moment, in Unix milliseconds.
+///
+/// The wall clock is read every 50 ms, the steady one tells what has passed since: every request has to read that one
+/// anyway.
+pub(crate) fn unix_ms_at(now: Instant) -> u64 {
+    thread_local! {
+        static READ: Cell<Option<(Instant, Duration)>> = const { Cell::new(None) };
+    }
+    // A thread that is ending may have no more thread-locals.
+    let known = READ.try_with(Cell::get).ok().flatten();
+    let since_epoch = match known {
+        Some((at, since_epoch)) if now >= at && now - at < WALL_CLOCK_AGE => {
+            since_epoch + (now - at)
+        }
+        _ => {
+            let age = now.elapsed();
+            let read = SystemTime::now().duration_since(UNIX_EPOCH);
+            let since_epoch = read.unwrap_or_default().saturating_sub(age);
+            let _ = READ.try_with(|cell| cell.set(Some((now, since_epoch))));
+            since_epoch
+        }
+    };
+    since_epoch.as_secs() * 1_000 + u64::from(since_epoch.subsec_millis())
 }
 
-/// A string of the inner text: its place, or its own copy where it was written with escapes.
-#[derive(Clone)]
-enum Text {
-    Here(Span),
-    Own(Box<str>),
+/// Where something stands in the inner text, which [`each_member`] keeps short enough for it.
+#[derive(Clone, Copy)]
+struct Span {
+    start: u32,
+    /// Nothing that is found ends where the text begins.
+    end: NonZeroU32,
 }
 
-impl Text {
-    fn new(whole: &str, text: Cow<'_, str>) -> Self {
-        match text {
-            Cow::Borrowed(part) => Self::Here(span_of(whole, part)),
-            Cow::Owned(text) => Self::Own(text.into_boxed_str()),
+impl Span {
+    fn new(start: usize, length: usize) -> Self {
+        let narrow = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        Self {
+            start: narrow(start),
+            end: NonZeroU32::new(narrow(start + length)).unwrap_or(NonZeroU32::MIN),
         }
     }
 
-    fn get<'a>(&'a self, whole: &'a str) -> &'a str {
-        match self {
-            Self::Here(span) => &whole[span.clone()],
-            Self::Own(text) => text,
+    fn of(self, whole: &str) -> &str {
+        &whole[self.start as usize..self.end.get() as usize]
+    }
+}
+
+/// Where `part`, a slice of `whole`, stands in it.
+fn span_of(whole: &str, part: &str) -> Span {
+    Span::new(part.as_ptr() as usize - whole.as_ptr() as usize, part.len())
+}
+
+/// Strings that were written with escapes, as they are without them: they are put behind the inner text, where spans
+/// can reach them.
+#[derive(Default)]
+struct Unescaped(String);
+
+impl Unescaped {
+    /// The place of a string that stands in `whole`, or that is put behind it.
+    fn place(&mut self, whole: &str, text: Cow<'_, str>) -> Span {
+        match text {
+            Cow::Borrowed(part) => span_of(whole, part),
+            Cow::Owned(text) => {
+                let span = Span::new(whole.len() + self.0.len(), text.len());
+                self.0.push_str(&text);
+                span
+            }
         }
     }
 }
@@ -129,6 +172,9 @@ fn is_truthy(value: &str) -> bool {
         _ => true,
     }
 }
+
+/// The longest inner text: with all its strings behind it, a [`Span`] still reaches everything.
+const MAX_TEXT: usize = (u32::MAX / 2) as usize;
 
 /// Calls `visit` with the name and the value of each member of the object that `text` must be.
 fn each_member<'a>(
@@ -156,6 +202,9 @@ fn each_member<'a>(
         }
     }
 
+    if text.len() > MAX_TEXT {
+        return Err(serde::de::Error::custom("it is longer than 2 GiB"));
+    }
     let mut reader = serde_json::Deserializer::from_str(text);
     reader.deserialize_map(Members(visit))?;
     reader.end()
@@ -205,7 +254,7 @@ fn open_any_envelope(body: &[u8]) -> Result<Cow<'_, str>, WireError> {
     let (Some(version), Some(message)) = (version, message) else {
         return Ok(text);
     };
-    let version = as_string(&text[version])
+    let version = as_string(version.of(&text))
         .and_then(|version| version.parse::<Version>().ok())
         .ok_or(WireError::new(
             "the version of the envelope is not a version",
@@ -215,7 +264,7 @@ fn open_any_envelope(body: &[u8]) -> Result<Cow<'_, str>, WireError> {
             "the version of the envelope is not compatible with 2.0",
         ));
     }
-    let message = as_string(&text[message]).ok_or(WireError::new(
+    let message = as_string(message.of(&text)).ok_or(WireError::new(
         "the message in the envelope is not a string",
     ))?;
     // It had quotes to unescape, so this copies only what has no members to read.

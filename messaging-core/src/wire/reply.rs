@@ -160,7 +160,7 @@ pub fn decode_reply(body: &[u8]) -> Result<Reply, WireError> {
             Ok(fields)
         },
     )?;
-    let value = |span: Option<Span>| span.map(|span| &text[span]);
+    let value = |span: Option<Span>| span.map(|span| span.of(&text));
     Ok(Reply {
         msg_id: value(fields.msg_id)
             .and_then(as_string)

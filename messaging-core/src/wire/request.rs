@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::context::{CallerContext, Entry, Source};
 use super::escape::Body;
-use super::{Span, Text, WireError, as_string, each_member, lenient, open_envelope, span_of};
+use super::{Span, Unescaped, WireError, as_string, each_member, lenient, open_envelope, span_of};
 use crate::message::Correlation;
 use crate::target::Version;
 
@@ -113,22 +113,28 @@ pub fn encode_request(parts: &RequestParts<'_>) -> Bytes {
 pub struct Request {
     source: Arc<Source>,
     context: CallerContext,
-    method: Text,
+}
+
+/// What a request asks for: where it stands in the text, or what it means.
+#[derive(Default)]
+pub(super) struct Head {
+    method: Option<Span>,
     args: Option<Span>,
-    namespace: Option<Text>,
+    namespace: Option<Span>,
     version: RequestVersion,
-    msg_id: Option<Text>,
-    reply_to: Option<Text>,
+    msg_id: Option<Span>,
+    reply_to: Option<Span>,
     monitor: Option<u32>,
-    unique_id: Option<Text>,
+    unique_id: Option<Span>,
     times: Option<Times>,
-    idempotency_key: Option<Text>,
+    idempotency_key: Option<Span>,
 }
 
 /// The version a request asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum RequestVersion {
     /// None: it counts as 1.0.
+    #[default]
     Absent,
     /// This one.
     Given(Version),
@@ -139,54 +145,52 @@ pub enum RequestVersion {
 impl Request {
     /// The name of the method.
     pub fn method(&self) -> &str {
-        self.method.get(&self.source.text)
+        self.text(self.source.head.method).unwrap_or_default()
     }
 
     /// The arguments as JSON text: `{}` if the request had none. A stranger may have sent something other than
     /// an object here, `null` for example.
     pub fn args(&self) -> &str {
-        self.args
-            .clone()
-            .map_or("{}", |span| &self.source.text[span])
+        self.text(self.source.head.args).unwrap_or("{}")
     }
 
     /// The namespace; an explicit null is none.
     pub fn namespace(&self) -> Option<&str> {
-        self.text(self.namespace.as_ref())
+        self.text(self.source.head.namespace)
     }
 
     /// The version asked for.
     pub fn version(&self) -> RequestVersion {
-        self.version.clone()
+        self.source.head.version.clone()
     }
 
     /// What the reply must carry; `None` for a cast, which is never answered.
     pub fn msg_id(&self) -> Option<&str> {
-        self.text(self.msg_id.as_ref())
+        self.text(self.source.head.msg_id)
     }
 
     /// The inbox to reply to.
     pub fn reply_to(&self) -> Option<&str> {
-        self.text(self.reply_to.as_ref())
+        self.text(self.source.head.reply_to)
     }
 
     /// After how many whole seconds without a heartbeat the caller gives up; `None` if it expects none, or asked
     /// in a way that Python would not understand either.
     pub fn monitor(&self) -> Option<u32> {
-        self.monitor
+        self.source.head.monitor
     }
 
     /// How often to send a heartbeat while a handler runs: at half the caller's limit, as in Python, and never
     /// for limits below two seconds.
     pub fn heartbeat_interval(&self) -> Option<Duration> {
-        self.monitor
+        self.monitor()
             .filter(|seconds| *seconds >= 2)
             .map(|seconds| Duration::from_secs(seconds.into()) / 2)
     }
 
     /// The id by which duplicates of this request are recognised.
     pub fn unique_id(&self) -> Option<&str> {
-        self.text(self.unique_id.as_ref())
+        self.text(self.source.head.unique_id)
     }
 
     /// The caller's context, without the protocol's own fields.
@@ -196,16 +200,16 @@ impl Request {
 
     /// When the request was sent and expires; `None` from Python.
     pub fn times(&self) -> Option<Times> {
-        self.times
+        self.source.head.times
     }
 
     /// The application's key by which repeated requests are recognised; `None` from Python.
     pub fn idempotency_key(&self) -> Option<&str> {
-        self.text(self.idempotency_key.as_ref())
+        self.text(self.source.head.idempotency_key)
     }
 
-    fn text<'a>(&'a self, text: Option<&'a Text>) -> Option<&'a str> {
-        text.map(|text| text.get(&self.source.text))
+    fn text(&self, span: Option<Span>) -> Option<&str> {
+        span.map(|span| span.of(&self.source.text))
     }
 }
 
@@ -216,11 +220,11 @@ impl fmt::Debug for Request {
             .field("method", &self.method())
             .field("args_bytes", &self.args().len())
             .field("namespace", &self.namespace())
-            .field("version", &self.version)
+            .field("version", &self.version())
             .field("msg_id", &self.msg_id())
             .field("reply_to", &self.reply_to())
             .field("unique_id", &self.unique_id())
-            .field("times", &self.times)
+            .field("times", &self.times())
             .field("context", &self.context)
             .finish_non_exhaustive()
     }
@@ -259,6 +263,7 @@ struct Fields {
     sent: Option<Span>,
     idempotency_key: Option<Span>,
     context: Vec<Entry>,
+    unescaped: Unescaped,
 }
 
 impl Fields {
@@ -281,7 +286,7 @@ impl Fields {
                 "_context_msg_id" | "_context_reply_q" | "_context_client_timeout" => return,
                 _ => {
                     if let Some(name) = strip_context(name) {
-                        let name = Text::new(text, name);
+                        let name = fields.unescaped.place(text, name);
                         fields.context.push(Entry { name, value });
                     }
                     return;
@@ -294,53 +299,48 @@ impl Fields {
 
     fn check(mut self, text: Cow<'_, str>) -> Result<Request, WireError> {
         let text = text.into_owned();
-        let value = |span: Option<Span>| span.map(|span| &text[span]);
+        let value = |span: Option<Span>| span.map(|span| span.of(&text));
         let given = |span: Option<Span>| value(span).filter(|value| *value != "null");
-        let string = |span: Option<Span>, fault: &'static str| {
-            given(span)
-                .map(|value| as_string(value).ok_or_else(|| WireError::new(fault)))
-                .transpose()
-                .map(|string| string.map(|string| Text::new(&text, string)))
-        };
-        let tolerant = |span: Option<Span>| {
-            given(span)
-                .and_then(as_string)
-                .map(|string| Text::new(&text, string))
-        };
         let milliseconds = |span: Option<Span>| given(span).and_then(|value| value.parse().ok());
-
         let times = milliseconds(self.deadline)
             .zip(milliseconds(self.sent))
             .map(|(deadline_ms, sent_ms)| Times {
                 deadline_ms,
                 sent_ms,
             });
+        let version = value(self.version).map_or(RequestVersion::Absent, version);
+        let monitor = given(self.timeout).and_then(whole_seconds);
+        let mut unescaped = self.unescaped;
+        let mut tolerant = |span: Option<Span>| {
+            let string = given(span).and_then(as_string)?;
+            Some(unescaped.place(&text, string))
+        };
+        let mut string = |span: Option<Span>, fault: &'static str| match given(span) {
+            None => Ok(None),
+            Some(_) => tolerant(span).ok_or(WireError::new(fault)).map(Some),
+        };
         let method = string(self.method, "the method is not a string")?
             .ok_or(WireError::new("the request has no method"))?;
         let namespace = string(self.namespace, "the namespace is not a string")?;
-        let version = value(self.version).map_or(RequestVersion::Absent, version);
         let msg_id = string(self.msg_id, "the _msg_id is not a string")?;
         let reply_to = string(self.reply_q, "the _reply_q is not a string")?;
-        let monitor = given(self.timeout).and_then(whole_seconds);
-        let unique_id = tolerant(self.unique_id);
-        let idempotency_key = tolerant(self.idempotency_key);
-        let args = self.args;
-
-        self.context.shrink_to_fit();
-        let source = Arc::new(Source::new(text, self.context));
-        Ok(Request {
-            context: CallerContext::of(&source),
-            source,
-            method,
-            args,
+        let head = Head {
+            method: Some(method),
+            args: self.args,
             namespace,
             version,
             msg_id,
             reply_to,
             monitor,
-            unique_id,
+            unique_id: tolerant(self.unique_id),
             times,
-            idempotency_key,
+            idempotency_key: tolerant(self.idempotency_key),
+        };
+        self.context.shrink_to_fit();
+        let source = Arc::new(Source::new(text, &unescaped, self.context, head));
+        Ok(Request {
+            context: CallerContext::of(&source),
+            source,
         })
     }
 }
