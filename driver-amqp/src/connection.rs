@@ -1,6 +1,6 @@
 //! A supervised connection: opened on demand, opened again when it is lost, until it is stopped.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use crate::backoff::jittered;
 use crate::config::Settings;
-use crate::error::{Cure, Fault, code};
+use crate::error::{Cure, Fault, code, severed};
 use crate::link::{Events, Link, Purpose};
 
 /// A link that was up this long was a good one: the next loss starts with the shortest pause again.
@@ -92,6 +92,8 @@ pub(crate) struct Connection {
     stage: watch::Receiver<Stage>,
     board: Arc<HealthBoard>,
     started: AtomicBool,
+    /// Listeners that have a channel, or had one and want it again.
+    listeners: AtomicUsize,
 }
 
 impl Connection {
@@ -108,7 +110,22 @@ impl Connection {
             stage,
             board,
             started: AtomicBool::new(false),
+            listeners: AtomicUsize::new(0),
         }
+    }
+
+    /// Takes a place for one more listener, which is free again when it is dropped.
+    ///
+    /// # Errors
+    /// `Busy` when the broker allows no more channels on this connection.
+    pub(crate) fn place(self: &Arc<Self>, link: &Link) -> Result<Place> {
+        let most = link.budget().listeners();
+        self.listeners
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
+                (taken < most).then_some(taken + 1)
+            })
+            .map_err(|_| link.budget().exceeded())?;
+        Ok(Place(Arc::clone(self)))
     }
 
     /// Starts connecting, if nobody has yet.
@@ -325,12 +342,18 @@ impl Connection {
     }
 }
 
-fn severed() -> lapin::Error {
-    std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()
-}
-
 pub(crate) fn closed() -> Error {
     Error::not_sent(ErrorKind::Closed, "the transport is closed")
+}
+
+/// A listener's place on its connection.
+#[derive(Debug)]
+pub(crate) struct Place(Arc<Connection>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.listeners.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// How many listeners and inboxes are not subscribed at the moment: after an outage publishers let them go first, so

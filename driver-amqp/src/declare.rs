@@ -1,29 +1,37 @@
-//! Declaring, deleting and looking up, on throw-away channels.
+//! Declaring, deleting and looking up, on channels of their own.
 //!
-//! Whatever can fail is done on a channel made for it: a refusal closes the channel, and on a channel with
-//! deliveries under way lapin lets the whole connection go down with it.
+//! Whatever can fail is done on a channel that does nothing else: a refusal closes the channel, and on a channel with
+//! deliveries under way lapin lets the whole connection go down with it. Channels on which nothing was refused are
+//! used again.
 
+use std::pin::Pin;
+use std::task::Poll;
+
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, MaybeDone, maybe_done};
 use lapin::options::{
     ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::FieldTable;
-use lapin::{Channel, ExchangeKind};
+use lapin::{Channel, ExchangeKind, Queue as Declared};
 use messaging_core::Result;
 use messaging_core::driver::{Address, Presence};
 
 use crate::config::{Profile, Settings};
 use crate::error::{Fault, code, topology_failed};
-use crate::link::{Link, within};
+use crate::link::{Declaring, Link, within};
 use crate::topology::{Exchange, Needs, Queue, Route, fanout, route, sender_queue, topic_exchange};
 
 /// How often an exchange that was gone is declared again for one binding.
 const BIND_ATTEMPTS: u32 = 5;
 
-/// Declares on throw-away channels of one link, with the fallbacks of the profile.
+/// Declares on one link, with the fallbacks of the profile.
+///
+/// Between its first declaration and its end it has one of the link's few turns for that.
 pub(crate) struct Declarer<'a> {
     link: &'a Link,
     profile: Profile,
-    channel: Option<Channel>,
+    declaring: Option<Declaring<'a>>,
 }
 
 impl<'a> Declarer<'a> {
@@ -31,15 +39,66 @@ impl<'a> Declarer<'a> {
         Self {
             link,
             profile: settings.profile,
-            channel: None,
+            declaring: None,
         }
     }
 
-    /// Gives the channel back.
-    pub(crate) async fn finish(mut self) {
-        if let Some(channel) = self.channel.take() {
-            let _ = within(channel.close(200, "done".into())).await;
+    /// Leaves the channel to the next one.
+    pub(crate) fn finish(self) {
+        if let Some(declaring) = self.declaring {
+            declaring.give_back();
         }
+    }
+
+    /// Declares queues with their exchanges and bindings.
+    ///
+    /// Everything is asked for at once. Only when something is refused, one thing after another tells what it was,
+    /// and has the fallbacks of the profile.
+    pub(crate) async fn queues(&mut self, queues: &[&Queue]) -> Result<()> {
+        let named = |fault: &Fault| {
+            let names: Vec<_> = queues.iter().map(|queue| shown(&queue.name)).collect();
+            topology_failed(&format!("declaring {}", names.join(", ")), fault)
+        };
+        let channel = self.channel().await.map_err(|fault| named(&fault))?;
+        let mut asked: Vec<MaybeDone<BoxFuture<'_, lapin::Result<()>>>> = Vec::new();
+        for queue in queues {
+            for (exchange, _) in &queue.bindings {
+                let declared = declare_exchange(&channel, exchange, exchange.durable, false);
+                asked.push(maybe_done(declared.boxed()));
+            }
+            let declared = declare_queue(&channel, queue, queue.durable, false);
+            asked.push(maybe_done(declared.map(|done| done.map(drop)).boxed()));
+            for (exchange, key) in &queue.bindings {
+                asked.push(maybe_done(bind(&channel, queue, exchange, key).boxed()));
+            }
+        }
+        // The first poll queues the frame, so that they go out in this order.
+        std::future::poll_fn(|cx| {
+            for one in &mut asked {
+                let _ = Pin::new(one).poll(cx);
+            }
+            Poll::Ready(())
+        })
+        .await;
+        for mut one in asked {
+            // Each has its time from the answer before it: what counts is that the broker goes on answering.
+            let done = async {
+                Pin::new(&mut one).await;
+                Pin::new(&mut one).take_output().unwrap_or(Ok(()))
+            };
+            let Err(fault) = within(done).await else {
+                continue;
+            };
+            self.declaring = None;
+            if !self.link.is_up() {
+                return Err(named(&fault));
+            }
+            for queue in queues {
+                self.queue(queue).await?;
+            }
+            return Ok(());
+        }
+        Ok(())
     }
 
     /// Declares a queue with its exchanges and bindings.
@@ -84,16 +143,9 @@ impl<'a> Declarer<'a> {
                 topology_failed(&format!("binding queue {}", shown(&queue.name)), fault)
             };
             let channel = self.channel().await.map_err(|fault| failed(&fault))?;
-            let bound = within(channel.queue_bind(
-                queue.name.as_str().into(),
-                exchange.name.as_str().into(),
-                key.into(),
-                QueueBindOptions::default(),
-                FieldTable::default(),
-            ))
-            .await;
+            let bound = within(bind(&channel, queue, exchange, key)).await;
             let Err(fault) = bound else { return Ok(()) };
-            self.channel = None;
+            self.declaring = None;
             attempts += 1;
             if fault.code() != Some(code::NOT_FOUND) || attempts > BIND_ATTEMPTS {
                 return Err(failed(&fault));
@@ -127,7 +179,7 @@ impl<'a> Declarer<'a> {
         let deleted =
             within(channel.queue_delete(queue.into(), QueueDeleteOptions::default())).await;
         if deleted.is_err() {
-            self.channel = None;
+            self.declaring = None;
         }
         deleted.map(drop)
     }
@@ -176,7 +228,7 @@ impl<'a> Declarer<'a> {
         match answer {
             Ok(presence) => Ok(presence),
             Err(fault) => {
-                self.channel = None;
+                self.declaring = None;
                 if fault.code() == Some(code::NOT_FOUND) {
                     let mut presence = Presence::default();
                     presence.exists = Some(false);
@@ -222,21 +274,9 @@ impl<'a> Declarer<'a> {
         passive: bool,
     ) -> Result<(), Fault> {
         let channel = self.channel().await?;
-        let declared = within(channel.exchange_declare(
-            exchange.name.as_str().into(),
-            exchange.kind.clone(),
-            ExchangeDeclareOptions {
-                passive,
-                durable,
-                auto_delete: exchange.auto_delete,
-                internal: false,
-                nowait: false,
-            },
-            FieldTable::default(),
-        ))
-        .await;
+        let declared = within(declare_exchange(&channel, exchange, durable, passive)).await;
         if declared.is_err() {
-            self.channel = None;
+            self.declaring = None;
         }
         declared
     }
@@ -248,7 +288,54 @@ impl<'a> Declarer<'a> {
         passive: bool,
     ) -> Result<(), Fault> {
         let channel = self.channel().await?;
-        let declared = within(channel.queue_declare(
+        let declared = within(declare_queue(&channel, queue, durable, passive)).await;
+        if declared.is_err() {
+            self.declaring = None;
+        }
+        declared.map(drop)
+    }
+
+    async fn channel(&mut self) -> Result<Channel, Fault> {
+        let declaring = match self.declaring.take() {
+            Some(declaring) => declaring,
+            None => self.link.declaring().await?,
+        };
+        let channel = declaring.channel().clone();
+        self.declaring = Some(declaring);
+        Ok(channel)
+    }
+}
+
+async fn declare_exchange(
+    channel: &Channel,
+    exchange: &Exchange,
+    durable: bool,
+    passive: bool,
+) -> lapin::Result<()> {
+    channel
+        .exchange_declare(
+            exchange.name.as_str().into(),
+            exchange.kind.clone(),
+            ExchangeDeclareOptions {
+                passive,
+                durable,
+                auto_delete: exchange.auto_delete,
+                internal: false,
+                nowait: false,
+            },
+            FieldTable::default(),
+        )
+        .await
+}
+
+async fn declare_queue(
+    channel: &Channel,
+    queue: &Queue,
+    durable: bool,
+    passive: bool,
+) -> lapin::Result<Declared> {
+    channel
+        .queue_declare(
             queue.name.as_str().into(),
             QueueDeclareOptions {
                 passive,
@@ -258,22 +345,25 @@ impl<'a> Declarer<'a> {
                 nowait: false,
             },
             queue.arguments.clone(),
-        ))
-        .await;
-        if declared.is_err() {
-            self.channel = None;
-        }
-        declared.map(drop)
-    }
+        )
+        .await
+}
 
-    async fn channel(&mut self) -> Result<Channel, Fault> {
-        if let Some(channel) = &self.channel {
-            return Ok(channel.clone());
-        }
-        let channel = self.link.channel().await?;
-        self.channel = Some(channel.clone());
-        Ok(channel)
-    }
+async fn bind(
+    channel: &Channel,
+    queue: &Queue,
+    exchange: &Exchange,
+    key: &str,
+) -> lapin::Result<()> {
+    channel
+        .queue_bind(
+            queue.name.as_str().into(),
+            exchange.name.as_str().into(),
+            key.into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        )
+        .await
 }
 
 /// A name that a user or a stranger chose, fit for a log.

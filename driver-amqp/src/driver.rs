@@ -500,7 +500,7 @@ impl Driver for AmqpDriver {
                 let session = connection.session().await?;
                 let mut declarer = Declarer::new(&session.link, &settings);
                 let presence = declarer.inspect(&to).await;
-                declarer.finish().await;
+                declarer.finish();
                 presence
             };
             match tokio::time::timeout_at(deadline.into(), asked).await {

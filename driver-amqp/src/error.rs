@@ -97,6 +97,11 @@ impl fmt::Display for Fault {
     }
 }
 
+/// What everything on a link fails with once it is cut.
+pub(crate) fn severed() -> lapin::Error {
+    std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()
+}
+
 /// What may cure a failure to connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cure {

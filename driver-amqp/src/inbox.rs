@@ -109,8 +109,8 @@ impl Inbox {
 
     async fn subscribe(&self, session: &Session) -> Result<(Channel, Consumer)> {
         let mut declarer = Declarer::new(&session.link, &self.settings);
-        declarer.queue(&self.queue).await?;
-        declarer.finish().await;
+        declarer.queues(&[&self.queue]).await?;
+        declarer.finish();
         let failed = |fault: Fault| topology_failed("consuming the reply queue", &fault);
         let channel = session.link.channel().await.map_err(failed)?;
         let consumer = within(channel.basic_consume(
@@ -166,7 +166,7 @@ impl Inbox {
         if let Err(fault) = declarer.delete(&self.queue.name).await {
             tracing::debug!(%fault, "the reply queue is left to expire");
         }
-        declarer.finish().await;
+        declarer.finish();
     }
 }
 

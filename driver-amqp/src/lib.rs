@@ -13,6 +13,7 @@ mod address;
 mod any_host;
 mod arguments;
 mod backoff;
+mod budget;
 mod compression;
 mod config;
 mod confirms;

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::net::{Shutdown, TcpStream as StdStream};
 use std::pin::Pin;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_compat::Compat;
@@ -19,12 +19,14 @@ use lapin::{Channel, Connection, ConnectionProperties, Event};
 use messaging_core::{Error, ErrorKind};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, lookup_host};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use tracing::dispatcher::{DefaultGuard, Dispatch};
 
 use crate::address::Node;
+use crate::budget::Budget;
 use crate::config::{Login, Settings};
-use crate::error::{Cure, Fault, login_failed};
+use crate::error::{Cure, Fault, login_failed, severed};
 use crate::guard::Guarded;
 #[cfg(feature = "tls")]
 use crate::handshake;
@@ -70,6 +72,12 @@ pub(crate) struct Link {
     connection: Connection,
     socket: Severed,
     node: String,
+    budget: Budget,
+    /// Who may declare at the moment: a thousand servers that come back at once take turns, so that no answer of the
+    /// broker takes long and their channels keep within the budget.
+    turns: Semaphore,
+    /// Channels for declaring that nobody uses.
+    idle: Mutex<Vec<Channel>>,
 }
 
 impl std::fmt::Debug for Link {
@@ -137,9 +145,7 @@ impl Link {
         let stream = Mutex::new(Some(Guarded::new(stream)));
         let handed_over = async move |_, _| {
             silence_this_thread();
-            let mut slot = stream
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut slot = stream.lock().unwrap_or_else(PoisonError::into_inner);
             match slot.take() {
                 Some(stream) => Ok(AsyncTcpStream::Plain(Compat::new(stream))),
                 None => Err(std::io::Error::from(std::io::ErrorKind::ConnectionAborted).into()),
@@ -151,10 +157,15 @@ impl Link {
         match timeout(HANDSHAKE_LIMIT, handshake).await {
             Ok(Ok(connection)) => {
                 let events = Box::pin(connection.events_listener());
+                let budget = Budget::of(connection.configuration().channel_max())
+                    .map_err(|error| (error, Cure::AnotherHost))?;
                 let link = Self {
                     connection,
                     socket,
                     node: address,
+                    turns: Semaphore::new(budget.declaring()),
+                    budget,
+                    idle: Mutex::default(),
                 };
                 Ok((link, events))
             }
@@ -182,8 +193,34 @@ impl Link {
         within(self.connection.create_channel()).await
     }
 
+    pub(crate) fn budget(&self) -> Budget {
+        self.budget
+    }
+
+    /// Waits for a channel to declare on, and for one's turn.
+    pub(crate) async fn declaring(&self) -> Result<Declaring<'_>, Fault> {
+        let Ok(turn) = self.turns.acquire().await else {
+            return Err(severed().into());
+        };
+        let idle = self.idle().pop();
+        let channel = match idle.filter(|channel| channel.status().connected()) {
+            Some(channel) => channel,
+            None => self.channel().await?,
+        };
+        Ok(Declaring {
+            link: self,
+            channel,
+            _turn: turn,
+        })
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Channel>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Cuts the socket, so that everything that waits on this link fails at once.
     pub(crate) fn sever(&self) {
+        self.turns.close();
         self.socket.sever();
     }
 
@@ -193,6 +230,24 @@ impl Link {
             let _ = timeout(limit, self.connection.close(200, "closed".into())).await;
         }
         self.sever();
+    }
+}
+
+/// A channel to declare on, as long as one's turn lasts.
+pub(crate) struct Declaring<'a> {
+    link: &'a Link,
+    channel: Channel,
+    _turn: SemaphorePermit<'a>,
+}
+
+impl Declaring<'_> {
+    pub(crate) fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// Leaves the channel, on which nothing was refused and everything answered, to the next one.
+    pub(crate) fn give_back(self) {
+        self.link.idle().push(self.channel);
     }
 }
 

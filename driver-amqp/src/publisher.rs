@@ -32,7 +32,7 @@ const WINDOW: usize = 1_000;
 const WINDOW_BYTES: usize = 64 << 20;
 /// Messages published between two looks at anything else.
 const BATCH: usize = 64;
-/// How long a publisher lets this driver's own listeners go first after an outage.
+/// How long a publisher lets this driver's own listeners go first after an outage, since the last one was through.
 const COURTESY: Duration = Duration::from_secs(2);
 /// How often confirms that came out of order are looked for.
 const SWEEP: Duration = Duration::from_millis(50);
@@ -99,6 +99,7 @@ impl Publisher {
         // A channel may be closed and its connection live on: then the same session serves again, after a pause.
         let pause = broken_at.map(|at| at + Duration::from_millis(50));
         let mut courtesy = None;
+        let mut fewest = usize::MAX;
         loop {
             let stage = *self.stage.borrow_and_update();
             if stage == Stage::Stopped || (stage == Stage::Draining && self.queue.is_empty()) {
@@ -110,11 +111,11 @@ impl Publisher {
             let now = Instant::now();
             let rested = pause.is_none_or(|pause| pause <= now);
             let is_new = ready.as_ref().is_some_and(|s| s.generation != last);
-            if is_new && courtesy.is_none() {
-                courtesy = Some(now + COURTESY);
+            let replaying = *self.replay.borrow_and_update();
+            if is_new && replaying < fewest {
+                (fewest, courtesy) = (replaying, Some(now + COURTESY));
             }
-            let polite =
-                *self.replay.borrow_and_update() == 0 || courtesy.is_some_and(|until| until <= now);
+            let polite = replaying == 0 || courtesy.is_some_and(|until| until <= now);
             if let Some(session) = ready
                 && session.link.is_up()
                 && state.borrow().blocked.is_none()
@@ -406,7 +407,7 @@ impl Desk {
         let task = tokio::spawn(async move {
             let mut declarer = Declarer::new(&link, &settings);
             let declared = declarer.route(&route, &settings).await;
-            declarer.finish().await;
+            declarer.finish();
             declared
         });
         self.declaring = Some(Declaring { task, item });

@@ -143,6 +143,7 @@ impl Subscriber {
         let mut failures: u32 = 0;
         // The first subscription holds nobody up.
         let mut replaying = None;
+        let mut place = None;
         loop {
             let connection = Arc::clone(&self.connection);
             let session = tokio::select! {
@@ -154,6 +155,12 @@ impl Subscriber {
                 Ok(session) => session,
                 Err(error) => return tell(&mut first, Err(error)),
             };
+            if place.is_none() {
+                match connection.place(&session.link) {
+                    Ok(taken) => place = Some(taken),
+                    Err(error) => return tell(&mut first, Err(error)),
+                }
+            }
             epoch += 1;
             match self.subscribe(&session, epoch).await {
                 Ok((channel, acks, tags)) => {
@@ -215,10 +222,8 @@ impl Subscriber {
         epoch: u64,
     ) -> Result<(Channel, Arc<Acks>, Vec<ShortString>)> {
         let mut declarer = Declarer::new(&session.link, &self.settings);
-        for (queue, _) in &self.queues {
-            declarer.queue(queue).await?;
-        }
-        declarer.finish().await;
+        let queues: Vec<_> = self.queues.iter().map(|(queue, _)| queue).collect();
+        declarer.queues(&queues).await?;
         let failed = |fault: Fault| topology_failed("subscribing", &fault);
         let channel = session.link.channel().await.map_err(failed)?;
         within(channel.basic_qos(self.prefetch, BasicQosOptions { global: false }))
@@ -230,6 +235,7 @@ impl Subscriber {
             let tag = format!("{}.{epoch}", slot + 1);
             consumers.push(self.consume(&channel, &tag, slot).await?);
         }
+        declarer.finish();
         let tags = consumers.iter().map(Consumer::tag).collect();
         // Only now: a consumer of a channel that is given up again must not be read from.
         for (slot, consumer) in consumers.into_iter().enumerate() {
@@ -327,8 +333,8 @@ impl Subscriber {
                 position.reset();
             }
             let mut declarer = Declarer::new(&live.session.link, &self.settings);
-            declarer.queue(&self.queues[slot].0).await?;
-            declarer.finish().await;
+            declarer.queues(&[&self.queues[slot].0]).await?;
+            declarer.finish();
             // A tag is not used twice on a channel.
             let tag = format!("{}.{}.{}", slot + 1, live.epoch, count + 1);
             let consumer = self.consume(&live.channel, &tag, slot).await?;
@@ -401,7 +407,7 @@ impl Subscriber {
                 tracing::debug!(queue = %queue.name.escape_debug(), %fault, "a private queue is left to expire");
             }
         }
-        declarer.finish().await;
+        declarer.finish();
     }
 }
 
