@@ -131,69 +131,73 @@ impl Ledger {
     ///
     /// # Errors
     /// A text that lists what was lost, run too often or unexpected, whose sender was told nothing, and which
-    /// outcomes were not true: [`NotSent`](Outcome::NotSent) or [`NotExecuted`](Outcome::NotExecuted) that was
-    /// handled, [`Executed`](Outcome::Executed) or a reply that was not.
+    /// outcomes were not true, as in the [`Account`].
     pub fn check(&self, guarantee: Guarantee) -> Result<Summary, Failure> {
+        let account = self.account(guarantee);
+        match account.is_clean() {
+            true => Ok(account.summary),
+            false => Err(Failure::new(format!(
+                "the ledger of {} messages does not add up: {account}",
+                account.summary.sent
+            ))),
+        }
+    }
+
+    /// Compares both sides, and says what is wrong as well as what is right.
+    pub fn account(&self, guarantee: Guarantee) -> Account {
         let entries = self.entries();
-        let mut faults = Faults::default();
-        let mut summary = Summary::default();
+        let mut account = Account::default();
         for (&id, entry) in entries.iter() {
-            summary.handled += usize::from(entry.handled > 0);
+            account.summary.handled += usize::from(entry.handled > 0);
             if !entry.sent {
-                faults.unexpected.push(id);
+                account.unexpected.push(id);
                 continue;
             }
-            summary.sent += 1;
+            account.summary.sent += 1;
             let most = match guarantee {
                 Guarantee::Exactly(times) => times,
                 Guarantee::AtMostOnce => 1,
                 Guarantee::AtLeastOnce => u32::MAX,
             };
             if entry.handled > most {
-                faults.run_twice.push(id);
+                account.run_too_often.push(id);
             }
             match entry.told {
-                None => faults.untold.push(id),
+                None => account.untold.push(id),
                 Some(Told::Accepted) => {
-                    summary.succeeded += 1;
+                    account.summary.succeeded += 1;
                     let least = match guarantee {
                         Guarantee::Exactly(times) => times,
                         Guarantee::AtLeastOnce => 1,
                         Guarantee::AtMostOnce => 0,
                     };
                     if entry.handled < least {
-                        faults.lost.push(id);
+                        account.lost.push(id);
                     }
                 }
                 Some(Told::Replied) => {
-                    summary.succeeded += 1;
+                    account.summary.succeeded += 1;
                     if entry.handled == 0 {
-                        faults.untrue.push((id, "replied"));
+                        account.untrue.push((id, "replied"));
                     }
                 }
                 Some(Told::Failed(outcome)) => {
-                    summary.failed += 1;
+                    account.summary.failed += 1;
                     let claims_run = match outcome {
                         Outcome::NotSent | Outcome::NotExecuted => Some(false),
                         Outcome::Executed => Some(true),
                         Outcome::Unknown => None,
                     };
                     if claims_run.is_some_and(|run| run != (entry.handled > 0)) {
-                        faults.untrue.push((id, outcome.as_str()));
+                        account.untrue.push((id, outcome.as_str()));
                     }
                     if outcome == Outcome::Unknown && entry.handled > 0 {
-                        summary.recovered += 1;
+                        account.summary.recovered += 1;
                     }
                 }
             }
         }
-        match faults.any() {
-            false => Ok(summary),
-            true => Err(Failure::new(format!(
-                "the ledger of {} messages does not add up: {faults}",
-                summary.sent
-            ))),
-        }
+        account
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<u64, Entry>> {
@@ -201,31 +205,42 @@ impl Ledger {
     }
 }
 
-#[derive(Default)]
-struct Faults {
-    lost: Vec<u64>,
-    run_twice: Vec<u64>,
-    unexpected: Vec<u64>,
-    untold: Vec<u64>,
-    untrue: Vec<(u64, &'static str)>,
+/// What a ledger holds, and what is wrong with it. As text it is what is wrong.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Account {
+    /// How many there are of what.
+    pub summary: Summary,
+    /// Accepted, and not handled as often as the guarantee says.
+    pub lost: Vec<u64>,
+    /// Handled more often than the guarantee allows.
+    pub run_too_often: Vec<u64>,
+    /// Never sent, and handled all the same.
+    pub unexpected: Vec<u64>,
+    /// Sent, and the sender was told nothing.
+    pub untold: Vec<u64>,
+    /// The sender was told what is not true: [`NotSent`](Outcome::NotSent) or
+    /// [`NotExecuted`](Outcome::NotExecuted) of what was handled, [`Executed`](Outcome::Executed) or a reply of what
+    /// was not.
+    pub untrue: Vec<(u64, &'static str)>,
 }
 
-impl Faults {
-    fn any(&self) -> bool {
-        !(self.lost.is_empty()
-            && self.run_twice.is_empty()
+impl Account {
+    /// Whether nothing is wrong.
+    pub fn is_clean(&self) -> bool {
+        self.lost.is_empty()
+            && self.run_too_often.is_empty()
             && self.unexpected.is_empty()
             && self.untold.is_empty()
-            && self.untrue.is_empty())
+            && self.untrue.is_empty()
     }
 }
 
-impl fmt::Display for Faults {
+impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
         for (what, ids) in [
             ("lost", &self.lost),
-            ("run too often", &self.run_twice),
+            ("run too often", &self.run_too_often),
             ("never sent but handled", &self.unexpected),
             ("sender told nothing", &self.untold),
         ] {

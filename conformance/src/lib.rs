@@ -7,6 +7,7 @@ mod failure;
 mod harness;
 mod ledger;
 mod link;
+mod link_proxy;
 mod logs;
 
 mod rpc;
@@ -17,6 +18,7 @@ pub use behaviour::{Behaviour, Need, Run, behaviours};
 pub use case::{Case, Status, Verdict, cases};
 pub use failure::Failure;
 pub use harness::{Harness, Served, Skip, Variant, env_url};
-pub use ledger::{Guarantee, Ledger, Summary};
+pub use ledger::{Account, Guarantee, Ledger, Summary};
+pub use link_proxy::LinkProxy;
 pub use runner::main;
 pub use session::Session;

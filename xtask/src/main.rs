@@ -14,6 +14,7 @@ mod workspace;
 use std::{
     num::NonZeroU32,
     process::{Command, ExitCode},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -46,11 +47,15 @@ enum Chore {
         )]
         skip: Vec<Stage>,
     },
-    /// Runs the driver tests and the conformance suite again and again, up to the first failure
+    /// Runs the driver tests and the conformance suite again and again, or a long load with faults,
+    /// such as `soak amqp`
     Soak {
-        /// How many rounds
+        /// How many rounds of the tests, up to the first failure
         #[arg(long, default_value = "20")]
         repeat: NonZeroU32,
+        /// The load and its options, in the place of the tests
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        load: Vec<String>,
     },
     /// Starts and stops the RabbitMQ nodes that the tests use
     #[command(after_help = BROKERS_HELP)]
@@ -102,10 +107,14 @@ enum Action {
     Restart,
 }
 
+/// How long a load may take, however many minutes it is asked for.
+const SOAK_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
+
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
         Chore::Test { only, skip } => stages::test(&only, &skip),
-        Chore::Soak { repeat } => soak(repeat),
+        Chore::Soak { repeat, load } if load.is_empty() => soak(repeat),
+        Chore::Soak { load, .. } => soak_load(&load),
         Chore::Brokers(arguments) => brokers(&arguments),
         Chore::Python => python::ensure().map(|interpreter| println!("{}", interpreter.display())),
         Chore::Env => environment(),
@@ -237,12 +246,29 @@ fn soak_rounds(run: &mut Run, repeat: NonZeroU32) -> Result<()> {
     Ok(())
 }
 
-fn bench(arguments: &[String]) -> Result<()> {
+/// Runs a long load with faults against a broker of the project's own.
+fn soak_load(arguments: &[String]) -> Result<()> {
+    let mut command = release_program("longshore-soak", arguments);
+    let brokers = Brokers::up([&ROLES[0]])?;
+    let outcome = brokers.environment().and_then(|environment| {
+        println!("$ {}", process::shown(&command));
+        process::run_within(command.envs(environment), SOAK_LIMIT)
+    });
+    outcome.and(brokers.release())
+}
+
+/// `cargo run` of a package's program, optimized.
+fn release_program(package: &str, arguments: &[String]) -> Command {
     let mut command = Command::new(workspace::cargo());
     command
         .current_dir(workspace::root())
-        .args(["run", "--release", "--package", "longshore-bench", "--"])
+        .args(["run", "--release", "--package", package, "--"])
         .args(arguments);
+    command
+}
+
+fn bench(arguments: &[String]) -> Result<()> {
+    let mut command = release_program("longshore-bench", arguments);
     // The others need nothing but this machine.
     if arguments.first().is_none_or(|name| name != "amqp") {
         return process::run(&mut command);

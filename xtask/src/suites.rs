@@ -56,6 +56,7 @@ const WITHOUT_BROKER: &[&str] = &[
     "executors",
     "conformance",
     "bench",
+    "soak",
     "xtask",
 ];
 
