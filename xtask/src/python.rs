@@ -13,7 +13,7 @@ const OLDEST: (u32, u32) = (3, 11);
 const INSTALL_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// What the environment is for; all of it must import before it counts as made.
-const NEEDED: &str = "import oslo_messaging, eventlet, pika";
+const NEEDED: &str = "import oslo_messaging, eventlet, pika, oslotest, pifpaf, testscenarios";
 
 /// What was installed, written when all of it is.
 const STAMP: &str = "installed-requirements.txt";

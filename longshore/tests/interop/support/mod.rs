@@ -63,17 +63,31 @@ impl Cases {
         }
     }
 
+    /// Names a case that does not apply, and why.
+    pub(crate) fn set_aside(&self, name: &str, why: &str) {
+        self.print(name, &format!("not possible, because {why}"));
+    }
+
+    fn print(&self, name: &str, what: &str) {
+        // Not by println!, which the test harness hides.
+        let _ = writeln!(
+            std::io::stdout().lock(),
+            "    case {}: {name} ... {what}",
+            self.of
+        );
+    }
+
     /// Records a case by what it found, if anything, to be wrong.
     pub(crate) fn record(&mut self, name: &str, outcome: Result<(), String>) {
-        let line = match &outcome {
-            Ok(()) => format!("    case {}: {name} ... ok", self.of),
-            Err(why) => format!("    case {}: {name} ... FAILED: {why}", self.of),
-        };
-        // Not by println!, which the test harness hides.
-        let _ = writeln!(std::io::stdout().lock(), "{line}");
         match outcome {
-            Ok(()) => self.passed += 1,
-            Err(why) => self.failed.push(format!("{name}: {why}")),
+            Ok(()) => {
+                self.print(name, "ok");
+                self.passed += 1;
+            }
+            Err(why) => {
+                self.print(name, &format!("FAILED: {why}"));
+                self.failed.push(format!("{name}: {why}"));
+            }
         }
     }
 
