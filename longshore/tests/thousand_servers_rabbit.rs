@@ -6,6 +6,7 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -21,27 +22,57 @@ const AT_ONCE: usize = 64;
 /// What the rule gives the servers to answer again, and a second.
 const RESUME: Duration = Duration::from_secs(61);
 
-/// Runs `rabbitmqctl` of the broker and returns what it prints.
-async fn ctl(arguments: &[&str]) -> String {
+/// `rabbitmqctl` of the broker.
+fn control(arguments: &[&str]) -> Command {
     let program = std::env::var("LONGSHORE_RABBITMQCTL").expect(
         "LONGSHORE_RABBITMQCTL is not set: run `cargo xtask brokers up` and `eval \"$(cargo xtask env)\"`",
     );
-    let output = Command::new(program)
-        .arg("--quiet")
-        .args(arguments)
-        .output()
-        .await
-        .unwrap();
+    let mut command = Command::new(program);
+    command.arg("--quiet").args(arguments);
+    command
+}
+
+/// Runs `rabbitmqctl` and returns what it prints.
+async fn ctl(arguments: &[&str]) -> String {
+    let output = control(arguments).output().await.unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "rabbitmqctl {arguments:?}: {said}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// How many connections of this process the broker has.
-async fn connections() -> usize {
+/// A virtual host of this test's own, with which everything it makes is deleted.
+struct VirtualHost(String);
+
+impl VirtualHost {
+    async fn make() -> Self {
+        let name = unique("thousand");
+        ctl(&["add_vhost", &name]).await;
+        let url = rabbit_url();
+        let login = url.split("://").nth(1).unwrap();
+        let user = login.split(':').next().unwrap();
+        let all = ".*";
+        ctl(&["set_permissions", "--vhost", &name, user, all, all, all]).await;
+        Self(name)
+    }
+
+    fn url(&self) -> String {
+        format!("{}/{}", rabbit_url().trim_end_matches('/'), self.0)
+    }
+}
+
+impl Drop for VirtualHost {
+    fn drop(&mut self) {
+        let _ = control(&["delete_vhost", &self.0]).into_std().status();
+    }
+}
+
+/// The connections of this process, as the broker names them.
+async fn connections() -> HashSet<String> {
     let own = format!(":{}:", std::process::id());
-    let listed = ctl(&["list_connections", "client_properties"]).await;
-    listed.lines().filter(|line| line.contains(&own)).count()
+    let listed = ctl(&["list_connections", "pid", "client_properties"]).await;
+    let ours = listed.lines().filter(|line| line.contains(&own));
+    ours.filter_map(|line| line.split('\t').next().map(str::to_owned))
+        .collect()
 }
 
 /// The memory of this process in use, in bytes.
@@ -85,20 +116,21 @@ async fn each_answers(client: &RpcClient, within: Duration) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_servers_share_two_connections_and_come_back_together() {
-    let transport = Transport::connect(&rabbit_url()).await.unwrap();
-    let topic = unique("thousand");
+    let host = VirtualHost::make().await;
+    let transport = Transport::connect(&host.url()).await.unwrap();
+    let topic = "thousand";
     let fanouts = Arc::new(AtomicU32::new(0));
     let (before, begun) = (resident(), Instant::now());
     let mut servers = Vec::new();
     for first in (0..SERVERS).step_by(AT_ONCE) {
         let batch = first..SERVERS.min(first + AT_ONCE as u32);
-        servers.extend(join_all(batch.map(|n| start(&transport, &topic, &fanouts, n))).await);
+        servers.extend(join_all(batch.map(|n| start(&transport, topic, &fanouts, n))).await);
     }
     println!(
         "{SERVERS} servers started in {:.1} s",
         begun.elapsed().as_secs_f64()
     );
-    let client = RpcClient::new(&transport, Target::topic(&*topic));
+    let client = RpcClient::new(&transport, Target::topic(topic));
 
     let begun = Instant::now();
     each_answers(&client, PATIENCE).await;
@@ -109,7 +141,8 @@ async fn a_thousand_servers_share_two_connections_and_come_back_together() {
     let each = (resident() - before) / 1024 / u64::from(SERVERS);
     println!("{each} kB of memory each");
     assert!(each < 256, "{each} kB of memory each");
-    assert_eq!(connections().await, 2);
+    let first = connections().await;
+    assert_eq!(first.len(), 2, "{first:?}");
 
     let begun = Instant::now();
     client.cast("spread").fanout().await.unwrap();
@@ -123,7 +156,7 @@ async fn a_thousand_servers_share_two_connections_and_come_back_together() {
     );
 
     let begun = Instant::now();
-    ctl(&["close_all_connections", "the test closes them"]).await;
+    ctl(&["close_all_connections", "--vhost", &host.0, "a test"]).await;
     println!(
         "closing the connections took {:.2} s",
         begun.elapsed().as_secs_f64()
@@ -133,7 +166,9 @@ async fn a_thousand_servers_share_two_connections_and_come_back_together() {
         "each answered again {:.2} s after its connections were closed",
         begun.elapsed().as_secs_f64()
     );
-    assert_eq!(connections().await, 2);
+    let second = connections().await;
+    assert_eq!(second.len(), 2, "{second:?}");
+    assert!(second.is_disjoint(&first), "the connections were closed");
     assert_eq!(fanouts.load(Ordering::Relaxed), SERVERS);
 
     let begun = Instant::now();

@@ -10,6 +10,9 @@ use tokio::time::timeout;
 /// Starting a node takes seconds; a machine with other work gets more.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// A virtual host of the soak's own, so that nothing is left behind.
+const VHOST: &str = "longshore-soak";
+
 /// A RabbitMQ node.
 #[derive(Debug)]
 pub(crate) struct Broker {
@@ -45,7 +48,30 @@ impl Broker {
             Some((user, _)) => format!("{user}@"),
             None => String::new(),
         };
-        format!("amqp://{user}{address}/?{query}")
+        format!("amqp://{user}{address}/{VHOST}?{query}")
+    }
+
+    /// Makes the virtual host, empty.
+    pub(crate) async fn set_up(&self) -> Result<()> {
+        // One that an interrupted run has left.
+        let _ = self.control(&["delete_vhost", VHOST]).await;
+        self.control(&["add_vhost", VHOST]).await?;
+        let login = self.authority.rsplit_once('@').map_or("guest", |(l, _)| l);
+        let user = login.split(':').next().unwrap_or(login);
+        let all = ".*";
+        self.control(&["set_permissions", "--vhost", VHOST, user, all, all, all])
+            .await
+    }
+
+    /// Deletes the virtual host with all that is in it.
+    pub(crate) async fn clean_up(&self) -> Result<()> {
+        self.control(&["delete_vhost", VHOST]).await
+    }
+
+    /// Closes every connection there is.
+    pub(crate) async fn close_connections(&self) -> Result<()> {
+        let all = ["close_all_connections", "--vhost", VHOST, "soak"];
+        self.control(&all).await
     }
 
     /// Runs `rabbitmqctl`.
@@ -61,7 +87,7 @@ impl Broker {
 
 async fn run(program: Option<&str>, variable: &str, arguments: &[&str]) -> Result<()> {
     let program = program.with_context(|| {
-        format!("{variable} is not set: faults need a broker of the project's own, run this by `cargo xtask soak amqp`")
+        format!("{variable} is not set: this needs a broker of the project's own, run it by `cargo xtask soak amqp`")
     })?;
     let mut command = Command::new(program);
     // A variable that names an outside broker forbids to stop it.

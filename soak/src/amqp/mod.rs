@@ -32,7 +32,7 @@ pub(crate) struct Plan {
     /// Requests a second, under faults and in the mixed load
     #[arg(long, default_value = "500")]
     rate: NonZeroU32,
-    /// The broker; faults need one of the project's own
+    /// The broker, one of the project's own
     #[arg(long, env = "RABBITMQ_URL", hide_env_values = true)]
     url: String,
 }
@@ -56,20 +56,28 @@ pub(crate) fn run(plan: &Plan) -> Result<bool> {
         .build()?;
     runtime.block_on(async {
         let broker = Broker::from_environment(&plan.url)?;
-        let mut phases: Vec<Phase> = Vec::new();
-        for kind in Kind::value_variants() {
-            if !plan.phase.is_empty() && !plan.phase.contains(kind) {
-                continue;
-            }
-            let phase = match kind {
-                Kind::Restarts => phases::restarts(plan, &broker).await?,
-                Kind::Links => phases::links(plan, &broker).await?,
-                Kind::Casts => phases::casts(plan, &broker).await?,
-                Kind::Mixed => phases::mixed(plan, &broker).await?,
-            };
-            phase.print();
-            phases.push(phase);
-        }
-        Ok(report::ledger(&phases))
+        broker.set_up().await?;
+        let phases = run_phases(plan, &broker).await;
+        let cleaned = broker.clean_up().await;
+        let fine = report::ledger(&phases?);
+        cleaned.map(|()| fine)
     })
+}
+
+async fn run_phases(plan: &Plan, broker: &Broker) -> Result<Vec<Phase>> {
+    let mut phases = Vec::new();
+    for kind in Kind::value_variants() {
+        if !plan.phase.is_empty() && !plan.phase.contains(kind) {
+            continue;
+        }
+        let phase = match kind {
+            Kind::Restarts => phases::restarts(plan, broker).await?,
+            Kind::Links => phases::links(plan, broker).await?,
+            Kind::Casts => phases::casts(plan, broker).await?,
+            Kind::Mixed => phases::mixed(plan, broker).await?,
+        };
+        phase.print();
+        phases.push(phase);
+    }
+    Ok(phases)
 }

@@ -6,7 +6,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use messaging_conformance::LinkProxy;
@@ -40,7 +40,6 @@ const SLOW_BYTES_PER_S: NonZeroU32 = NonZeroU32::new(512 << 10).expect("it is no
 /// A topic, its servers, a client, and their record.
 struct Stage {
     name: &'static str,
-    topic: String,
     record: Arc<Record>,
     fleet: Fleet,
     load: Arc<Load>,
@@ -50,16 +49,13 @@ struct Stage {
 
 impl Stage {
     async fn set(name: &'static str, servers: &str, client: &str) -> Result<Self> {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
-        let topic = format!("longshore-soak-{name}-{}", since.as_millis());
         let record = Arc::<Record>::default();
-        let fleet = Fleet::start(servers, &topic, &record).await?;
-        let load = Load::connect(client, &topic, &record).await?;
+        let fleet = Fleet::start(servers, name, &record).await?;
+        let load = Load::connect(client, name, &record).await?;
         load.answering(RECOVERY).await?;
         println!("{name} begins");
         Ok(Self {
             name,
-            topic,
             record,
             fleet,
             load,
@@ -77,15 +73,11 @@ impl Stage {
         Ok(())
     }
 
-    async fn end(self, broker: &Broker, has_faults: bool) -> Result<Phase> {
+    async fn end(self, has_faults: bool) -> Result<Phase> {
         self.fleet.settled(SETTLING).await;
         let took = self.begun.elapsed();
         self.fleet.stop().await?;
         self.load.close().await?;
-        // Its servers' own queues expire; this one never does.
-        if let Err(error) = broker.control(&["delete_queue", &self.topic]).await {
-            println!("queue {} is left behind: {error:#}", self.topic);
-        }
         Ok(Phase {
             name: self.name,
             outcome: self.record.outcome(),
@@ -131,7 +123,7 @@ pub(super) async fn restarts(plan: &Plan, broker: &Broker) -> Result<Phase> {
         "{} restarts under {} requests/s",
         plan.restarts, plan.rate
     ));
-    stage.end(broker, true).await
+    stage.end(true).await
 }
 
 /// What is done to links.
@@ -183,7 +175,7 @@ impl Fault {
         match self {
             Self::Cut => sleep(CUT).await,
             Self::Reset => {}
-            Self::Closed => broker.control(&["close_all_connections", "soak"]).await?,
+            Self::Closed => broker.close_connections().await?,
             Self::LongStall => sleep(LONG_STALL).await,
             Self::ShortStall => sleep(SHORT_STALL).await,
             Self::Slow => sleep(SLOW).await,
@@ -226,7 +218,7 @@ pub(super) async fn links(plan: &Plan, broker: &Broker) -> Result<Phase> {
         plan.link_rounds as usize * Fault::ALL.len() * 3,
         plan.rate
     ));
-    stage.end(broker, true).await
+    stage.end(true).await
 }
 
 /// Casts until so many are confirmed.
@@ -241,7 +233,7 @@ pub(super) async fn casts(plan: &Plan, broker: &Broker) -> Result<Phase> {
         plan.casts,
         plan.casts as f64 / took
     ));
-    stage.end(broker, false).await
+    stage.end(false).await
 }
 
 /// A load of everything at a stated rate.
@@ -271,5 +263,5 @@ pub(super) async fn mixed(plan: &Plan, broker: &Broker) -> Result<Phase> {
         late as f64 / 1024.0,
         own as f64 / 1024.0
     ));
-    stage.end(broker, false).await
+    stage.end(false).await
 }
