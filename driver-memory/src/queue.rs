@@ -4,6 +4,11 @@
 //! anybody else: what is to be woken comes back as a value. Lock order of the crate: the table of places, then a
 //! [`Consumer`](crate::consumer::Consumer)'s deliveries, then one queue; never two queues at once.
 
+#![allow(
+    clippy::vec_box,
+    reason = "an entry keeps its box on its way from list to list"
+)]
+
 mod entry;
 mod line;
 mod state;

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use crossbeam_utils::CachePadded;
@@ -53,10 +53,15 @@ impl Gauge {
         Err(self.refuse_closed(jobs))
     }
 
-    /// [`Gauge::admit_all`] for a single job.
+    /// [`Gauge::admit_all`] for a single job, already tracked.
     pub(crate) fn admit_one(self: &Arc<Self>, job: Job) -> Result<Tracked, Refused> {
+        self.admit(job).map(|job| Tracked::counted(job, self))
+    }
+
+    /// [`Gauge::admit_all`] for a single job.
+    pub(crate) fn admit(&self, job: Job) -> Result<Job, Refused> {
         if self.state.fetch_add(ONE, Ordering::AcqRel) & CLOSED == 0 {
-            return Ok(Tracked(Some((job, Running(self.clone())))));
+            return Ok(job);
         }
         self.leave(1);
         Err(self.refuse_closed(vec![job]))
@@ -87,7 +92,8 @@ impl Gauge {
         &self.server
     }
 
-    fn leave(&self, count: usize) {
+    /// Counts jobs out.
+    pub(crate) fn leave(&self, count: usize) {
         let before = self.state.fetch_sub(ONE * count, Ordering::AcqRel);
         if before == ONE * count + CLOSED {
             self.none_left.notify_waiters();
@@ -210,24 +216,31 @@ impl Future for Tracked {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some((job, running)) = &mut self.0 else {
-            return Poll::Ready(());
-        };
-        let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(job).poll(cx)));
-        if let Ok(Poll::Pending) = polled {
-            return Poll::Pending;
+        if let Some((job, running)) = &mut self.0 {
+            ready!(running.gauge().poll(job, cx));
         }
-        if polled.is_err() {
-            report_panic(running.gauge(), "job");
-        }
-        let Some((job, running)) = self.0.take() else {
-            return Poll::Ready(());
-        };
-        // The drop too is the job's own code; the count goes down after it, whatever it does.
-        if catch_unwind(AssertUnwindSafe(|| drop(job))).is_err() {
-            report_panic(running.gauge(), "drop of a job");
+        // The count goes down after the drop, which is the job's own code.
+        if let Some((job, running)) = self.0.take() {
+            running.gauge().dismiss(job);
         }
         Poll::Ready(())
+    }
+}
+
+impl Gauge {
+    /// Polls a job, which has ended where it panics.
+    pub(crate) fn poll(&self, job: &mut Job, cx: &mut Context<'_>) -> Poll<()> {
+        catch_unwind(AssertUnwindSafe(|| Pin::new(job).poll(cx))).unwrap_or_else(|_| {
+            report_panic(self, "job");
+            Poll::Ready(())
+        })
+    }
+
+    /// Drops a job that has ended.
+    pub(crate) fn dismiss(&self, job: Job) {
+        if catch_unwind(AssertUnwindSafe(|| drop(job))).is_err() {
+            report_panic(self, "drop of a job");
+        }
     }
 }
 

@@ -27,6 +27,7 @@ mod blocking;
 mod gauge;
 mod park;
 mod pool;
+mod runners;
 mod tasks;
 mod threaded;
 mod work;

@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 
 use crate::gauge::{Gauge, Tracked};
 use crate::pool::{ThreadPool, ThreadPoolOptions};
+use crate::runners::Runners;
 use crate::work::Work;
 
 /// The most jobs that one task polls first. A handler that blocks holds up the rest of its batch.
@@ -20,13 +21,14 @@ const MAX_BATCH: usize = 32;
 /// Runs jobs as tasks of the application's tokio runtime, and plain handlers on its transport's [`ThreadPool`]: the
 /// default, for handlers that await.
 ///
-/// A batch of jobs is one task that polls each of them once; only those that have to wait become tasks of their
-/// own. When the runtime is shut down it drops the jobs, and what was not begun is requeued or answered as not
+/// A batch of jobs is one task that polls each of them once, single jobs are polled by tasks that stay; only those that
+/// have to wait become tasks of their own. When the runtime is shut down it drops the jobs, and what was not begun is requeued or answered as not
 /// executed.
 #[derive(Debug)]
 pub struct AsyncExecutor {
     gauge: Arc<Gauge>,
     pool: Arc<ThreadPool>,
+    runners: Arc<Runners>,
     runtime: Handle,
 }
 
@@ -42,11 +44,13 @@ impl AsyncExecutor {
                 config.server
             )));
         };
+        let gauge = Gauge::new(config.server, &config.shared);
         Ok(Self {
             pool: config
                 .shared
                 .get_or_init(|| ThreadPool::new(ThreadPoolOptions::default())),
-            gauge: Gauge::new(config.server, &config.shared),
+            runners: Runners::new(gauge.clone(), runtime.clone()),
+            gauge,
             runtime,
         })
     }
@@ -54,8 +58,7 @@ impl AsyncExecutor {
 
 impl Executor for AsyncExecutor {
     fn spawn(&self, job: Job) -> Result<(), Refused> {
-        let job = self.gauge.admit_one(job)?;
-        self.runtime.spawn(job);
+        self.runners.run(self.gauge.admit(job)?);
         Ok(())
     }
 
@@ -89,18 +92,23 @@ impl Executor for AsyncExecutor {
 
     fn close(&self, deadline: Instant) -> BoxFuture<'_, u32> {
         self.gauge.refuse_more();
+        self.runners.close();
         Box::pin(self.gauge.drained(&self.pool, deadline))
     }
 }
 
+impl Drop for AsyncExecutor {
+    fn drop(&mut self) {
+        self.runners.close();
+    }
+}
+
 impl AsyncExecutor {
-    fn start(&self, jobs: Vec<Job>) {
-        let mut batch = Batch::new(self.gauge.clone(), jobs);
-        if batch.jobs.len() > 1 {
-            self.runtime.spawn(batch);
-        } else if let Some(job) = batch.next() {
-            // Polling a single job in a task of its own leaves nothing to move.
-            self.runtime.spawn(job);
+    fn start(&self, mut jobs: Vec<Job>) {
+        if jobs.len() > 1 {
+            self.runtime.spawn(Batch::new(self.gauge.clone(), jobs));
+        } else if let Some(job) = jobs.pop() {
+            self.runners.run(job);
         }
     }
 }
@@ -133,9 +141,12 @@ impl Future for Batch {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        while let Some(mut job) = self.next() {
-            if Pin::new(&mut job).poll(cx).is_pending() {
-                tokio::spawn(job);
+        while let Some(mut job) = self.jobs.next() {
+            if self.gauge.poll(&mut job, cx).is_pending() {
+                tokio::spawn(Tracked::counted(job, &self.gauge));
+            } else {
+                self.gauge.dismiss(job);
+                self.gauge.leave(1);
             }
         }
         Poll::Ready(())

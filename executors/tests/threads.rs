@@ -341,7 +341,71 @@ fn a_batch_is_one_task_and_spawns_only_what_waits() {
     let (first, last) = tasks((0..10).map(|number| job(number % 2 == 0)).collect());
     assert_eq!((first.len(), last.len()), (1, 6));
     let (first, last) = tasks(vec![job(true)]);
-    assert_eq!(first, last);
+    assert_ne!(
+        first, last,
+        "the task that polls single jobs must be free again"
+    );
     let (first, last) = tasks(Vec::new());
     assert_eq!((first.len(), last.len()), (0, 0));
+}
+
+#[test]
+fn single_jobs_share_the_tasks_that_poll_them_and_these_end_with_the_executor() {
+    let runtime = runtime();
+    let executor = executor("async", Some(runtime.handle()), &Shared::default());
+    let (sender, receiver) = mpsc::channel();
+    let polled_by: HashSet<_> = (0..100)
+        .map(|_| {
+            let sender = sender.clone();
+            let job = Job::new(async move { sender.send(tokio::task::id()).unwrap() });
+            executor.spawn(job).unwrap();
+            receiver.recv_timeout(common::SOON).unwrap()
+        })
+        .collect();
+    assert!(polled_by.len() <= runtime.metrics().num_workers());
+    drop(executor);
+    until(0, || runtime.metrics().num_alive_tasks());
+}
+
+/// A handler that keeps its thread must not hold up the next one while another thread is free.
+#[test]
+fn single_jobs_run_on_all_threads_of_the_runtime() {
+    let runtime = runtime();
+    let workers = runtime.metrics().num_workers();
+    let executor = executor("async", Some(runtime.handle()), &Shared::default());
+    let all_there = Arc::new(std::sync::Barrier::new(workers));
+    let (sender, receiver) = mpsc::channel();
+    for _ in 0..3 * workers {
+        let (all_there, sender) = (all_there.clone(), sender.clone());
+        let job = Job::new(async move {
+            all_there.wait();
+            sender.send(()).unwrap();
+        });
+        executor.spawn(job).unwrap();
+    }
+    for _ in 0..3 * workers {
+        receiver.recv_timeout(common::SOON).unwrap();
+    }
+}
+
+#[test]
+fn single_jobs_are_dropped_with_their_runtime() {
+    struct Told(mpsc::Sender<()>);
+    impl Drop for Told {
+        fn drop(&mut self) {
+            let _ = self.0.send(());
+        }
+    }
+    let runtime = runtime();
+    let executor = executor("async", Some(runtime.handle()), &Shared::default());
+    runtime.shutdown_timeout(common::SOON);
+    let (sender, receiver) = mpsc::channel();
+    let told = Told(sender);
+    executor
+        .spawn(Job::new(async move {
+            let _told = told;
+            std::future::pending::<()>().await;
+        }))
+        .unwrap();
+    receiver.recv_timeout(common::SOON).unwrap();
 }

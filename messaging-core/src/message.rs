@@ -117,7 +117,10 @@ impl std::error::Error for NotACorrelation {}
 
 /// Text headers of a message. Empty ones cost no allocation.
 #[derive(Clone, Default, PartialEq, Eq)]
-// Boxed, since nearly every message has none.
+#[allow(
+    clippy::box_collection,
+    reason = "nearly every message has none, and is shorter for it"
+)]
 pub struct Headers(Option<Box<BTreeMap<String, String>>>);
 
 impl Headers {

@@ -338,7 +338,7 @@ impl ReplySink {
                 }
             },
         };
-        if !correlation.is_some_and(|correlation| self.pending.deliver(correlation, message)) {
+        if !correlation.is_some_and(|correlation| self.pending.deliver(correlation, message.body)) {
             self.outbox.counters.late.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(target: "longshore::rpc", "a reply came for a call that nobody waits for");
         }

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use bytes::Bytes;
 use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 
-use crate::driver::{Correlation, Lost, Message, SendId};
+use crate::driver::{Correlation, Lost, SendId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::park;
 
@@ -60,9 +61,10 @@ struct Slot {
     used: bool,
     generation: u32,
     sends: u64,
-    latest: Option<Message>,
+    /// The body of the latest message.
+    latest: Option<Bytes>,
     /// What came before the latest, if nobody looked: the usual call has a single message.
-    earlier: VecDeque<Message>,
+    earlier: VecDeque<Bytes>,
     lost: Option<Box<Lost>>,
     waker: Option<Waker>,
 }
@@ -70,7 +72,7 @@ struct Slot {
 /// What reaches a pending call.
 #[derive(Debug)]
 pub(crate) enum Arrival {
-    Message(Message),
+    Message(Bytes),
     Lost(Box<Lost>),
     /// The transport was closed.
     Closed,
@@ -89,14 +91,14 @@ impl Pending {
     }
 
     /// The slot of an index, whose chunk is made if need be.
-    fn slot_at(&self, index: u32) -> MutexGuard<'_, Slot> {
+    fn slot_at(&self, index: u32) -> &Mutex<Slot> {
         let (chunk, at) = place(index);
         let slots = self.chunks[chunk].get_or_init(|| {
             std::iter::repeat_with(CachePadded::default)
                 .take(FIRST_CHUNK << chunk)
                 .collect()
         });
-        lock(&slots[at])
+        &slots[at]
     }
 
     /// The slot of an index that may be a stranger's.
@@ -150,12 +152,14 @@ impl Pending {
         let Some(index) = lock(&self.free).take(self.capacity) else {
             return Ok(None);
         };
-        let mut slot = self.slot_at(index);
+        let place = self.slot_at(index);
+        let mut slot = lock(place);
         slot.used = true;
         slot.generation = slot.generation.wrapping_add(1);
         slot.sends += 1;
         Ok(Some(PendingCall {
             table: self,
+            slot: place,
             index,
             generation: slot.generation,
             first_send: Some(send_id(index, slot.sends)),
@@ -168,7 +172,7 @@ impl Pending {
     }
 
     /// Hands a reply to its call; false: nobody waits for it.
-    pub(crate) fn deliver(&self, correlation: Correlation, message: Message) -> bool {
+    pub(crate) fn deliver(&self, correlation: Correlation, body: Bytes) -> bool {
         if !self.owns(correlation) {
             return false;
         }
@@ -180,7 +184,7 @@ impl Pending {
             return false;
         }
         // The oldest goes: heartbeats nobody looked at make room for the reply that ends them.
-        if let Some(before) = slot.latest.replace(message) {
+        if let Some(before) = slot.latest.replace(body) {
             if slot.earlier.len() >= MESSAGES_PER_SLOT - 1 {
                 slot.earlier.pop_front();
             }
@@ -279,6 +283,7 @@ impl Drop for Waiter<'_> {
 #[derive(Debug)]
 pub(crate) struct PendingCall<'a> {
     table: &'a Pending,
+    slot: &'a Mutex<Slot>,
     index: u32,
     generation: u32,
     first_send: Option<SendId>,
@@ -295,16 +300,16 @@ impl PendingCall<'_> {
         if let Some(first) = self.first_send.take() {
             return first;
         }
-        let mut slot = self.table.slot_at(self.index);
+        let mut slot = lock(self.slot);
         slot.sends += 1;
         slot.lost = None;
         send_id(self.index, slot.sends)
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Arrival> {
-        let mut slot = self.table.slot_at(self.index);
-        if let Some(message) = slot.earlier.pop_front().or_else(|| slot.latest.take()) {
-            return Poll::Ready(Arrival::Message(message));
+        let mut slot = lock(self.slot);
+        if let Some(body) = slot.earlier.pop_front().or_else(|| slot.latest.take()) {
+            return Poll::Ready(Arrival::Message(body));
         }
         if let Some(lost) = slot.lost.take() {
             return Poll::Ready(Arrival::Lost(lost));
@@ -322,7 +327,7 @@ impl PendingCall<'_> {
 
 impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
-        let mut slot = self.table.slot_at(self.index);
+        let mut slot = lock(self.slot);
         slot.used = false;
         let earlier = std::mem::take(&mut slot.earlier);
         let leftover = (
@@ -385,7 +390,7 @@ mod tests {
         let third = table.acquire(soon()).await.unwrap();
         assert_ne!(third.correlation(), late);
         assert!(
-            !table.deliver(late, Message::json("{}")),
+            !table.deliver(late, Bytes::from("{}")),
             "a late reply must not reach the slot's next call"
         );
         assert_eq!(table.len(), 2);
@@ -426,10 +431,10 @@ mod tests {
         let table = Pending::new(1);
         let mut call = table.acquire(soon()).await.unwrap();
         for n in 0..100 {
-            assert!(table.deliver(call.correlation(), Message::json(vec![n])));
+            assert!(table.deliver(call.correlation(), Bytes::from(vec![n])));
         }
         let kept: Vec<u8> = std::iter::from_fn(|| match arrival(&mut call)? {
-            Arrival::Message(message) => Some(message.body[0]),
+            Arrival::Message(body) => Some(body[0]),
             _ => None,
         })
         .collect();
@@ -440,7 +445,7 @@ mod tests {
         );
         assert!(!table.deliver(
             Correlation(call.correlation().0 ^ (1 << 100)),
-            Message::json("{}")
+            Bytes::from("{}")
         ));
         table.close();
         assert_eq!(

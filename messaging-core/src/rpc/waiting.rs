@@ -115,8 +115,8 @@ impl<'a> Awaited<'a, '_> {
     }
 
     fn arrived(&mut self, arrival: Arrival) -> Option<Replied> {
-        let message = match arrival {
-            Arrival::Message(message) => message,
+        let body = match arrival {
+            Arrival::Message(body) => body,
             Arrival::Lost(lost) => {
                 return Some(Err(Error::new(lost.kind, lost.outcome, lost.reason)));
             }
@@ -125,7 +125,7 @@ impl<'a> Awaited<'a, '_> {
                 return Some(Err(Error::unknown(ErrorKind::Closed, text)));
             }
         };
-        let reply = match wire::decode_reply(&message.body) {
+        let reply = match wire::decode_reply(&body) {
             Ok(reply) => reply,
             Err(error) => {
                 tracing::warn!(target: "longshore::rpc", "an unreadable reply is ignored: {error}");

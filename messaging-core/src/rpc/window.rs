@@ -26,46 +26,48 @@ impl Hasher for AsItIs {
 
 type Hashed = BuildHasherDefault<AsItIs>;
 
-/// The last ids a server saw, hashed.
+/// The last ids a server saw, hashed: at least `capacity` of them, and at most twice as many.
+///
+/// Two generations, of which the older goes as a whole: an id then costs one entry, and no removal of another.
 #[derive(Debug)]
 pub(crate) struct Window {
     capacity: usize,
-    order: VecDeque<u64>,
-    seen: HashSet<u64, Hashed>,
+    young: HashSet<u64, Hashed>,
+    old: HashSet<u64, Hashed>,
 }
 
 impl Window {
     pub(crate) fn new(capacity: usize) -> Self {
         Self {
             capacity,
-            order: VecDeque::new(),
-            seen: HashSet::default(),
+            young: HashSet::default(),
+            old: HashSet::default(),
         }
     }
 
     pub(crate) fn contains(&self, id: u64) -> bool {
-        self.seen.contains(&id)
+        self.young.contains(&id) || self.old.contains(&id)
     }
 
     /// Remembers an id; false: it was there already.
     pub(crate) fn insert(&mut self, id: u64) -> bool {
-        if self.capacity == 0 || !self.seen.insert(id) {
-            return self.capacity == 0;
+        if self.capacity == 0 {
+            return true;
         }
-        if self.order.len() == self.capacity
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.seen.remove(&oldest);
+        if self.old.contains(&id) || !self.young.insert(id) {
+            return false;
         }
-        self.order.push_back(id);
+        if self.young.len() >= self.capacity {
+            std::mem::swap(&mut self.young, &mut self.old);
+            self.young.clear();
+        }
         true
     }
 
     /// Forgets an id whose request was not run after all.
     pub(crate) fn remove(&mut self, id: u64) {
-        if self.seen.remove(&id) {
-            self.order.retain(|other| *other != id);
-        }
+        self.young.remove(&id);
+        self.old.remove(&id);
     }
 }
 
@@ -113,13 +115,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_window_forgets_the_oldest_first() {
-        let mut window = Window::new(2);
-        assert!(window.insert(1) && window.insert(2) && !window.insert(1));
-        assert!(window.insert(3));
-        assert!(!window.contains(1) && window.contains(2) && window.contains(3));
-        window.remove(2);
-        assert!(window.insert(2));
+    fn the_window_remembers_as_many_as_it_says_and_twice_as_many_at_most() {
+        const CAPACITY: u64 = 8;
+        let mut window = Window::new(CAPACITY as usize);
+        for id in 0..100 {
+            assert!(window.insert(id) && !window.insert(id));
+            for recent in id.saturating_sub(CAPACITY - 1)..=id {
+                assert!(window.contains(recent), "{recent} is forgotten at {id}");
+            }
+            let remembered = (0..=id).filter(|id| window.contains(*id)).count();
+            assert!(remembered <= 2 * CAPACITY as usize);
+        }
+        window.remove(99);
+        window.remove(92);
+        assert!(window.insert(92) && window.insert(99));
         assert!(
             Window::new(0).insert(4),
             "a window of no size knows no duplicates"
