@@ -90,13 +90,17 @@ impl Settings {
         // A quorum queue is durable, and Python makes its exchange so as well.
         let durable = profile == Profile::Durable || options.bool("amqp_durable_queues") || quorum;
         let auto_delete = options.bool("amqp_auto_delete");
-        if profile == Profile::Durable
-            && (auto_delete
-                || (options.is_set("amqp_durable_queues") && !options.bool("amqp_durable_queues")))
-        {
-            return Err(Error::config(
-                "amqp_durable_queues=false and amqp_auto_delete=true contradict profile=durable: leave them out, or choose profile=oslo",
-            ));
+        let transient =
+            options.is_set("amqp_durable_queues") && !options.bool("amqp_durable_queues");
+        let contradiction = match profile {
+            Profile::Oslo => None,
+            Profile::Durable if auto_delete => Some("amqp_auto_delete=true"),
+            Profile::Durable => transient.then_some("amqp_durable_queues=false"),
+        };
+        if let Some(option) = contradiction {
+            return Err(Error::config(format!(
+                "{option} contradicts profile=durable: leave it out, or choose profile=oslo"
+            )));
         }
         check_queues(&options, profile)?;
         let tls = Tls::resolve(url, &options)?;
@@ -312,6 +316,14 @@ mod tests {
                 "rabbit_qos_prefetch_count",
             ),
             ("use_queue_manager=true&hostname=a/b", "hostname"),
+            (
+                "profile=durable&amqp_auto_delete=true",
+                "amqp_auto_delete=true",
+            ),
+            (
+                "profile=durable&amqp_durable_queues=false",
+                "amqp_durable_queues=false",
+            ),
         ] {
             let error = settings(&format!("rabbit://h/?{query}")).unwrap_err();
             assert_eq!(error.kind(), messaging_core::ErrorKind::Config, "{query}");

@@ -210,6 +210,19 @@ pub(crate) fn explain(tls: &Tls, address: &str, error: &rustls::Error) -> (Error
     (Error::not_sent(kind, format!("{address} {text}")), cure)
 }
 
+/// A name of a certificate, which rustls writes as `DnsName("localhost")`. It is a stranger's: shortened, and without
+/// control characters.
+fn presented_name(written: &str) -> String {
+    let inside = written
+        .split_once('(')
+        .and_then(|(_, rest)| rest.strip_suffix(')'));
+    let name = inside.unwrap_or(written).trim_matches('"');
+    name.chars()
+        .take(100)
+        .flat_map(char::escape_debug)
+        .collect()
+}
+
 fn certificate(tls: &Tls, error: &CertificateError) -> String {
     match error {
         CertificateError::UnknownIssuer => match &tls.authorities {
@@ -225,7 +238,7 @@ fn certificate(tls: &Tls, error: &CertificateError) -> String {
                     let names: Vec<String> = presented
                         .iter()
                         .take(10)
-                        .map(|name| name.chars().take(100).flat_map(char::escape_debug).collect())
+                        .map(|name| presented_name(name))
                         .collect();
                     format!(" but for {}", names.join(", "))
                 }

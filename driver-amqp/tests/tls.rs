@@ -153,8 +153,7 @@ async fn a_certificate_for_another_host_is_not_accepted() {
         &error,
         ErrorKind::Config,
         &[
-            "not for this host",
-            "localhost",
+            "not for this host but for localhost",
             "ssl_enforce_hostname_verification",
         ],
     );
