@@ -106,7 +106,7 @@ impl AckWriter {
         for (tag, verdict) in acks.take() {
             match verdict {
                 Verdict::Accept => {
-                    self.settled.insert(tag);
+                    self.settle(tag);
                     accepted.push(tag);
                 }
                 Verdict::Requeue(Duration::ZERO) => self.reject(channel, tag, true),
@@ -122,9 +122,6 @@ impl AckWriter {
             }
             self.held.pop_first();
             self.reject(channel, tag, true);
-        }
-        while self.settled.remove(&self.next) {
-            self.next += 1;
         }
         accepted.sort_unstable();
         let (through, single) = accepted.split_at(accepted.partition_point(|tag| *tag < self.next));
@@ -144,8 +141,19 @@ impl AckWriter {
         }
     }
 
+    fn settle(&mut self, tag: u64) {
+        if tag != self.next {
+            self.settled.insert(tag);
+            return;
+        }
+        self.next += 1;
+        while !self.settled.is_empty() && self.settled.remove(&self.next) {
+            self.next += 1;
+        }
+    }
+
     fn reject(&mut self, channel: &Channel, tag: u64, requeue: bool) {
-        self.settled.insert(tag);
+        self.settle(tag);
         let rejected = pin!(channel.basic_reject(tag, BasicRejectOptions { requeue }));
         // The first poll queues the frame; whether it is written is the link's business.
         let _ = rejected.poll(&mut Context::from_waker(Waker::noop()));

@@ -11,9 +11,13 @@
 //!   then is read before anything is answered.
 //! - A confirm that brought the return of another message proves nothing while the confirm of any returned message
 //!   is still to come; it waits for that.
+//! - Where every return that was seen coming in is filed, nothing of this is needed: a message whose confirm is read
+//!   was returned if its return is filed, and else was not.
+//!
+//! Messages are published by whoever sends them, under the lock of their queue. One that was published before a return
+//! is filed is taken over before, so that the return always finds it.
 
 use std::collections::{HashMap, VecDeque};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -22,16 +26,10 @@ use lapin::{Channel, Confirmation};
 use messaging_core::driver::SendId;
 use messaging_core::{ErrorKind, Outcome};
 
-use crate::outgoing::{Events, Outgoing};
-use crate::properties::send_id;
-
-type Confirm = Pin<Box<dyn Future<Output = lapin::Result<Confirmation>> + Send>>;
-
-/// A message that was handed to lapin.
-struct Pending {
-    confirm: Confirm,
-    item: Outgoing,
-}
+use crate::ids::send_id;
+use crate::outgoing::{Events, Outgoing, Queue, Report};
+use crate::outlet::{Answered, Attention, Outlet, Published};
+use crate::returns::Returned;
 
 /// A message whose confirm has completed and that is not answered yet.
 struct Completed {
@@ -39,48 +37,86 @@ struct Completed {
     result: lapin::Result<Verdict>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Ack { brought_other: bool },
-    Nack,
+struct Verdict {
+    is_ack: bool,
+    /// The return it brought, until that is filed: its own, or that of another message.
+    message: Option<BasicReturnMessage>,
+    brought_other: bool,
+}
+
+impl From<Confirmation> for Verdict {
+    fn from(confirmation: Confirmation) -> Self {
+        let (is_ack, message) = match confirmation {
+            Confirmation::Ack(message) => (true, message),
+            Confirmation::Nack(message) => (false, message),
+            // The channel is in confirm mode from before its first message.
+            Confirmation::NotRequested => (true, None),
+        };
+        Self {
+            is_ack,
+            message,
+            brought_other: false,
+        }
+    }
 }
 
 pub(crate) struct Collector {
     channel: Arc<Channel>,
     events: Events,
-    pending: VecDeque<Pending>,
+    queue: Arc<Queue>,
+    seen: Arc<Returned>,
+    /// Returns that were read off confirms.
+    filed: u64,
+    pending: VecDeque<Published>,
     /// Completed, to be answered once every return that belongs to them is read.
     fresh: Vec<Completed>,
     /// Completed, waiting for the proof that they were not returned.
     held: Vec<Completed>,
     /// Returned messages whose own confirm is still to come, with the broker's reason.
     returned: HashMap<SendId, String>,
-    bytes: usize,
+    answered: Answered,
+    /// Answers so far.
+    concluded: u64,
     /// What closed the channel, as the first failed confirm said.
     fault: Option<lapin::Error>,
 }
 
 impl Collector {
-    pub(crate) fn new(channel: Arc<Channel>, events: Events) -> Self {
+    pub(crate) fn new(
+        channel: Arc<Channel>,
+        events: Events,
+        queue: Arc<Queue>,
+        seen: Arc<Returned>,
+    ) -> Self {
         Self {
             channel,
             events,
+            queue,
+            seen,
+            filed: 0,
             pending: VecDeque::new(),
             fresh: Vec::new(),
             held: Vec::new(),
             returned: HashMap::new(),
-            bytes: 0,
+            answered: Answered::default(),
+            concluded: 0,
             fault: None,
         }
     }
 
-    /// Messages handed over and not answered.
+    /// Messages taken over and not answered.
     pub(crate) fn len(&self) -> usize {
         self.pending.len() + self.held.len()
     }
 
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+    /// Whether a return was seen that no confirm has brought yet.
+    pub(crate) fn expects_return(&self) -> bool {
+        self.filed != self.seen.seen()
+    }
+
+    /// The oldest message that is not answered.
+    pub(crate) fn oldest(&self) -> Option<SendId> {
+        self.pending.front().map(|oldest| oldest.item.message.send)
     }
 
     /// Why the channel is unusable, if it is.
@@ -88,23 +124,39 @@ impl Collector {
         self.fault.as_ref()
     }
 
-    /// Takes over a publish after its first poll.
-    pub(crate) fn add(&mut self, confirm: Confirm, item: Outgoing) {
-        self.bytes = self.bytes.saturating_add(item.message.body.len());
-        self.pending.push_back(Pending { confirm, item });
+    /// Takes over what was published; says how closely confirms are to be followed.
+    pub(crate) fn attend(&mut self, hurry: bool) -> Attention {
+        let pending = &mut self.pending;
+        self.queue
+            .with_outlet(|outlet| outlet.attend(pending, hurry))
+            .unwrap_or(Attention::None)
+    }
+
+    /// Takes over what was published on a channel that is given up.
+    pub(crate) fn inherit(&mut self, mut outlet: Outlet) {
+        outlet.take(&mut self.pending);
+    }
+
+    fn take_over(&mut self) {
+        let pending = &mut self.pending;
+        self.queue.with_outlet(|outlet| outlet.take(pending));
     }
 
     /// Answers what can be answered. Ready when everything was: then there is nothing to wait for.
     ///
     /// Only the oldest confirm holds the waker: the broker confirms in order as a rule, so that one wake-up settles
-    /// many. What is confirmed out of order is found at the next call, for which the owner keeps a slow timer.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.fresh = self.completed(cx);
-        while !self.fresh.is_empty() {
-            self.pass_frames();
-            let later = self.completed(cx);
-            self.answer();
-            self.fresh = later;
+    /// many. What is confirmed out of order is found when `all` are looked at, for which the owner keeps a slow timer.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, all: bool) -> Poll<()> {
+        let is_settled = self.returned.is_empty() && self.held.is_empty();
+        if !(is_settled && self.conclude_in_order(cx)) {
+            self.conclude_with_returns(cx);
+        }
+        if all {
+            self.conclude_with_returns(cx);
+        }
+        let answered = &mut self.answered;
+        if answered.messages > 0 {
+            self.queue.with_outlet(|outlet| outlet.settle(answered));
         }
         if self.pending.is_empty() && self.held.is_empty() {
             Poll::Ready(())
@@ -113,11 +165,65 @@ impl Collector {
         }
     }
 
-    /// As [`poll`](Self::poll), and ready as soon as anything was answered.
+    /// Answers from the oldest on, as long as nothing came back; false where something did.
+    fn conclude_in_order(&mut self, cx: &mut Context<'_>) -> bool {
+        while let Some(oldest) = self.pending.front_mut() {
+            let Poll::Ready(result) = oldest.poll(cx) else {
+                return self.filed == self.seen.seen();
+            };
+            let Some(Published { place, item, .. }) = self.pending.pop_front() else {
+                break;
+            };
+            self.answered.places.push(place);
+            let result = result.map(Verdict::from);
+            let brought_return = matches!(&result, Ok(verdict) if verdict.message.is_some());
+            // Looked at after the confirm was read: a return of this message was seen before.
+            if brought_return || self.filed != self.seen.seen() {
+                self.fresh.push(Completed { item, result });
+                return false;
+            }
+            self.conclude(item, result);
+        }
+        self.filed == self.seen.seen()
+    }
+
+    /// Looks at all confirms, and answers what can be answered while returns are under way.
+    fn conclude_with_returns(&mut self, cx: &mut Context<'_>) {
+        let mut completed = std::mem::take(&mut self.fresh);
+        completed.append(&mut self.completed(cx));
+        self.take_over();
+        self.file(&mut completed);
+        self.fresh = completed;
+        if self.filed == self.seen.seen() {
+            // Whatever came back before these confirms is filed.
+            let (fresh, held) = (
+                std::mem::take(&mut self.fresh),
+                std::mem::take(&mut self.held),
+            );
+            for done in held.into_iter().chain(fresh) {
+                self.conclude(done.item, done.result);
+            }
+            return;
+        }
+        loop {
+            self.pass_frames();
+            self.take_over();
+            let mut later = self.completed(cx);
+            self.take_over();
+            self.file(&mut later);
+            self.answer();
+            if later.is_empty() {
+                return;
+            }
+            self.fresh = later;
+        }
+    }
+
+    /// As [`poll`](Self::poll), and ready as soon as anything was answered, or another confirm became the oldest.
     pub(crate) fn poll_some(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let before = self.len();
-        match self.poll(cx) {
-            Poll::Pending if self.len() == before => Poll::Pending,
+        let (concluded, had_oldest) = (self.concluded, !self.pending.is_empty());
+        match self.poll(cx, false) {
+            Poll::Pending if self.concluded == concluded && had_oldest => Poll::Pending,
             _ => Poll::Ready(()),
         }
     }
@@ -133,60 +239,52 @@ impl Collector {
                 item.failed(&*self.events, kind, Outcome::Unknown, reason.to_owned());
             }
         }
-        self.bytes = 0;
     }
 
-    /// Reads every confirm that is ready, and files the returns they brought.
+    /// Reads every confirm that is ready.
     fn completed(&mut self, cx: &mut Context<'_>) -> Vec<Completed> {
         let mut idle = Context::from_waker(Waker::noop());
         let mut completed = Vec::new();
         let mut index = 0;
-        while index < self.pending.len() {
-            let is_oldest = index == 0;
-            let confirm = self.pending[index].confirm.as_mut();
-            let polled = confirm.poll(if is_oldest { cx } else { &mut idle });
+        while let Some(published) = self.pending.get_mut(index) {
+            let polled = published.poll(if index == 0 { &mut *cx } else { &mut idle });
             let Poll::Ready(result) = polled else {
                 index += 1;
                 continue;
             };
-            let Some(done) = self.pending.remove(index) else {
-                break;
-            };
-            let result = result.map(|confirmation| self.file(confirmation, &done.item, &completed));
-            completed.push(Completed {
-                item: done.item,
-                result,
-            });
+            if let Some(Published { place, item, .. }) = self.pending.remove(index) {
+                self.answered.places.push(place);
+                let result = result.map(Verdict::from);
+                completed.push(Completed { item, result });
+            }
         }
         completed
     }
 
-    fn file(
-        &mut self,
-        confirmation: Confirmation,
-        own: &Outgoing,
-        completed: &[Completed],
-    ) -> Verdict {
-        let (is_ack, message) = match confirmation {
-            Confirmation::Ack(message) => (true, message),
-            Confirmation::Nack(message) => (false, message),
-            // The channel is in confirm mode from before its first message.
-            Confirmation::NotRequested => (true, None),
-        };
-        let mut brought_other = false;
-        if let Some(message) = message {
+    /// Files the returns that confirms have brought.
+    fn file(&mut self, completed: &mut [Completed]) {
+        for index in 0..completed.len() {
+            let Completed {
+                item,
+                result: Ok(Verdict { message, .. }),
+            } = &mut completed[index]
+            else {
+                continue;
+            };
+            let Some(message) = message.take() else {
+                continue;
+            };
+            self.filed += 1;
             let (id, why) = account(&message);
-            brought_other = id != Some(own.message.send);
+            let own = item.message.send;
+            if let Ok(verdict) = &mut completed[index].result {
+                verdict.brought_other = id != Some(own);
+            }
             if let Some(id) = id
-                && (id == own.message.send || self.is_open(id, completed))
+                && (id == own || self.is_open(id, completed))
             {
                 self.returned.insert(id, why);
             }
-        }
-        if is_ack {
-            Verdict::Ack { brought_other }
-        } else {
-            Verdict::Nack
         }
     }
 
@@ -207,16 +305,12 @@ impl Collector {
 
     fn answer(&mut self) {
         for done in std::mem::take(&mut self.fresh) {
-            let unproven = matches!(
-                done.result,
-                Ok(Verdict::Ack {
-                    brought_other: true
-                })
-            );
+            let unproven =
+                matches!(&done.result, Ok(verdict) if verdict.is_ack && verdict.brought_other);
             if unproven {
                 self.held.push(done);
             } else {
-                self.conclude(done);
+                self.conclude(done.item, done.result);
             }
         }
         let (known, open): (Vec<_>, Vec<_>) = std::mem::take(&mut self.held)
@@ -224,31 +318,36 @@ impl Collector {
             .partition(|done| self.returned.contains_key(&done.item.message.send));
         self.held = open;
         for done in known {
-            self.conclude(done);
+            self.conclude(done.item, done.result);
         }
         if let Some(error) = &self.fault {
             // The confirms that would have proven them not returned never come.
             let error = error.clone();
             for mut done in std::mem::take(&mut self.held) {
                 done.result = Err(error.clone());
-                self.conclude(done);
+                self.conclude(done.item, done.result);
             }
         } else if self.returned.is_empty() || self.pending.is_empty() {
             // No confirm of a returned message is still to come, so that no return can be either.
             for done in std::mem::take(&mut self.held) {
-                self.conclude(done);
+                self.conclude(done.item, done.result);
             }
         }
     }
 
-    fn conclude(&mut self, done: Completed) {
-        self.bytes = self.bytes.saturating_sub(done.item.message.body.len());
-        if let Some(why) = self.returned.remove(&done.item.message.send) {
-            return done.item.returned(&*self.events, &why);
+    fn conclude(&mut self, item: Outgoing, result: lapin::Result<Verdict>) {
+        self.concluded += 1;
+        self.answered.messages += 1;
+        self.answered.bytes += item.message.body.len();
+        self.answered.receipts += usize::from(matches!(item.report, Report::Receipt(_)));
+        if !self.returned.is_empty()
+            && let Some(why) = self.returned.remove(&item.message.send)
+        {
+            return item.returned(&*self.events, &why);
         }
-        match done.result {
-            Ok(Verdict::Ack { .. }) => done.item.accepted(),
-            Ok(Verdict::Nack) => done.item.failed(
+        match result {
+            Ok(Verdict { is_ack: true, .. }) => item.accepted(),
+            Ok(_) => item.failed(
                 &*self.events,
                 ErrorKind::Refused,
                 Outcome::Unknown,
@@ -261,7 +360,7 @@ impl Collector {
                     crate::error::Fault::from(error.clone())
                 );
                 self.fault.get_or_insert(error);
-                done.item.failed(
+                item.failed(
                     &*self.events,
                     ErrorKind::Disconnected,
                     Outcome::Unknown,

@@ -209,7 +209,7 @@ impl<'a> Declarer<'a> {
             })
         } else {
             within(channel.queue_declare(
-                (&*route.key).into(),
+                route.key(to).into(),
                 QueueDeclareOptions {
                     passive: true,
                     ..QueueDeclareOptions::default()

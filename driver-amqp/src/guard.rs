@@ -13,21 +13,31 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::returns::Returns;
+
 /// The name of the header that stands for headers that cannot be read. AMQP allows no such name.
 pub(crate) const UNREADABLE: &str = "";
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
+/// Class and method of `basic.return`.
+const RETURN: [u8; 4] = [0, 60, 0, 50];
 /// Type, channel and size before a payload, the end mark after it.
 const FRAME_HEAD: usize = 7;
 const FRAME_END: usize = 1;
 /// The broker agrees on 128 KiB at most, for what it sends as well.
 const LONGEST_FRAME: usize = 1 << 20;
 const CHUNK: usize = 16 << 10;
+/// Flags of the first three properties.
+const CONTENT_TYPE: u16 = 1 << 15;
+const CONTENT_ENCODING: u16 = 1 << 14;
+const HEADERS: u16 = 1 << 13;
 /// How deep tables and arrays may be nested.
 const DEEPEST: u32 = 16;
 
 /// A stream of frames whose incoming side is checked.
+///
+/// It reads into the reader's own buffer where that has room, and keeps what is not a whole frame yet.
 #[derive(Debug)]
 pub(crate) struct Guarded<S> {
     stream: S,
@@ -36,19 +46,30 @@ pub(crate) struct Guarded<S> {
     start: usize,
     checked: usize,
     filled: usize,
+    checker: Checker,
+}
+
+/// Where in the stream of frames the check is.
+#[derive(Debug, Default)]
+struct Checker {
     /// Bytes of the current frame that need no check and have not come yet.
     passing: usize,
+    returns: Returns,
 }
 
 impl<S> Guarded<S> {
-    pub(crate) fn new(stream: S) -> Self {
+    /// Counts what comes back in `returns`, before it is handed on.
+    pub(crate) fn new(stream: S, returns: Returns) -> Self {
         Self {
             stream,
             buffer: vec![0; 2 * CHUNK],
             start: 0,
             checked: 0,
             filled: 0,
-            passing: 0,
+            checker: Checker {
+                passing: 0,
+                returns,
+            },
         }
     }
 
@@ -69,23 +90,68 @@ impl<S> Guarded<S> {
         }
     }
 
-    /// Checks every frame that is complete, and passes bodies as they come.
-    fn check(&mut self) -> io::Result<()> {
+    /// Reads straight into a long buffer of the reader's, behind what waits for the rest of its frame.
+    fn read_through(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<Progress>>
+    where
+        S: AsyncRead + Unpin,
+    {
+        let before = out.filled().len();
+        out.put_slice(&self.buffer[self.checked..self.filled]);
+        let kept = out.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, out);
+        if out.filled().len() == kept {
+            // Nothing came: what was kept stays where it is.
+            out.set_filled(before);
+            return polled.map_ok(|()| Progress::End);
+        }
+        ready!(polled)?;
+        let bytes = &mut out.filled_mut()[before..];
+        let checked = self.checker.check(bytes)?;
+        let rest = &bytes[checked..];
+        if self.buffer.len() < rest.len() {
+            self.buffer.resize(rest.len().max(2 * CHUNK), 0);
+        }
+        self.buffer[..rest.len()].copy_from_slice(rest);
+        (self.start, self.checked, self.filled) = (0, 0, rest.len());
+        out.set_filled(before + checked);
+        Poll::Ready(Ok(if checked > 0 {
+            Progress::Passed
+        } else {
+            Progress::Nothing
+        }))
+    }
+}
+
+/// What one read brought the reader.
+enum Progress {
+    Passed,
+    /// Less than a frame.
+    Nothing,
+    End,
+}
+
+impl Checker {
+    /// Checks every frame that is complete, and passes bodies as they come; says how many bytes may be handed on.
+    fn check(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut checked = 0;
         loop {
-            let waiting = self.filled - self.checked;
+            let waiting = bytes.len() - checked;
             if self.passing > 0 {
                 let passed = self.passing.min(waiting);
                 self.passing -= passed;
-                self.checked += passed;
+                checked += passed;
                 if self.passing > 0 {
-                    return Ok(());
+                    return Ok(checked);
                 }
                 continue;
             }
-            if waiting < FRAME_HEAD {
-                return Ok(());
-            }
-            let head = &self.buffer[self.checked..self.checked + FRAME_HEAD];
+            let Some(head) = bytes[checked..].first_chunk::<FRAME_HEAD>() else {
+                return Ok(checked);
+            };
             let kind = head[0];
             let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
             let whole = FRAME_HEAD + size + FRAME_END;
@@ -101,11 +167,16 @@ impl<S> Guarded<S> {
                 ));
             }
             if waiting < whole {
-                return Ok(());
+                return Ok(checked);
             }
-            let from = self.checked + FRAME_HEAD;
-            clean(kind, &mut self.buffer[from..from + size]);
-            self.checked += whole;
+            let channel = u16::from_be_bytes([head[1], head[2]]);
+            let from = checked + FRAME_HEAD;
+            let payload = &mut bytes[from..from + size];
+            if kind == METHOD && payload.starts_with(&RETURN) {
+                self.returns.count(channel);
+            }
+            clean(kind, payload);
+            checked += whole;
         }
     }
 }
@@ -128,6 +199,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
                 }
                 return Poll::Ready(Ok(()));
             }
+            if this.filled - this.checked < CHUNK && out.remaining() >= 2 * CHUNK {
+                match ready!(this.read_through(cx, out))? {
+                    Progress::Nothing => continue,
+                    Progress::Passed | Progress::End => return Poll::Ready(Ok(())),
+                }
+            }
             this.make_space();
             let mut space = ReadBuf::new(&mut this.buffer[this.filled..]);
             ready!(Pin::new(&mut this.stream).poll_read(cx, &mut space))?;
@@ -136,7 +213,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
                 return Poll::Ready(Ok(()));
             }
             this.filled += count;
-            this.check()?;
+            let fresh = &mut this.buffer[this.checked..this.filled];
+            this.checked += this.checker.check(fresh)?;
         }
     }
 }
@@ -173,6 +251,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
 
 /// Overwrites what cannot be read in one method or header frame. What is not understood is left as it is.
 fn clean(kind: u8, payload: &mut [u8]) {
+    let is_clean = if kind == METHOD {
+        is_clean_delivery(payload)
+    } else {
+        is_clean_header(payload)
+    };
+    if is_clean {
+        return;
+    }
     let mut cursor = Cursor {
         bytes: payload,
         at: 0,
@@ -182,6 +268,39 @@ fn clean(kind: u8, payload: &mut [u8]) {
     } else {
         clean_header(&mut cursor)
     };
+}
+
+/// Whether this is a `basic.deliver` that is ASCII but for its tag and flag, as nearly all are.
+fn is_clean_delivery(payload: &[u8]) -> bool {
+    let Some((&size, rest)) = payload
+        .strip_prefix(&[0, 60, 0, 60])
+        .and_then(<[u8]>::split_first)
+    else {
+        return false;
+    };
+    // The consumer tag; then the delivery tag and the flag; then the texts and their lengths.
+    match rest.split_at_checked(usize::from(size)) {
+        Some((tag, rest)) => tag.is_ascii() && rest.get(9..).is_some_and(<[u8]>::is_ascii),
+        None => false,
+    }
+}
+
+/// Whether the properties are ASCII, their lengths included, and without headers, as nearly all are.
+fn is_clean_header(payload: &[u8]) -> bool {
+    let Some((fixed, properties)) = payload.split_first_chunk::<14>() else {
+        return false;
+    };
+    if !properties.is_ascii() {
+        return false;
+    }
+    let flags = u16::from_be_bytes([fixed[12], fixed[13]]);
+    let mut at = 0;
+    for text in [CONTENT_TYPE, CONTENT_ENCODING] {
+        if flags & text != 0 {
+            at += properties.get(at).map_or(0, |size| usize::from(*size)) + 1;
+        }
+    }
+    flags & HEADERS == 0 || properties.get(at..at + 4) == Some(&[0; 4])
 }
 
 /// Walks over a payload. `None`: it ends before it should.
@@ -216,9 +335,11 @@ impl Cursor<'_> {
 
     fn short_text(&mut self) -> Option<()> {
         let size = usize::from(self.u8()?);
-        let from = self.at;
-        self.skip(size)?;
-        clean_text(&mut self.bytes[from..from + size]);
+        let text = self.bytes.get_mut(self.at..self.at + size)?;
+        self.at += size;
+        if !text.is_ascii() {
+            clean_text(text);
+        }
         Some(())
     }
 
@@ -313,9 +434,6 @@ fn clean_method(cursor: &mut Cursor<'_>) -> Option<()> {
 
 /// The properties of a message, in the order of their flags.
 fn clean_header(cursor: &mut Cursor<'_>) -> Option<()> {
-    const CONTENT_TYPE: u16 = 1 << 15;
-    const CONTENT_ENCODING: u16 = 1 << 14;
-    const HEADERS: u16 = 1 << 13;
     const DELIVERY_MODE: u16 = 1 << 12;
     const PRIORITY: u16 = 1 << 11;
     /// correlation id, reply-to, expiration, message id
@@ -405,11 +523,19 @@ mod tests {
 
     /// What comes out when the peer sends these bytes, some at a time.
     async fn passed(bytes: &[u8], at_a_time: usize) -> Vec<u8> {
+        // Short buffers are filled from the guard's own, long ones are read into.
+        let short = passed_through(bytes, at_a_time, 3_000).await;
+        let long = passed_through(bytes, at_a_time, 100_000).await;
+        assert!(short == long, "{at_a_time}");
+        short
+    }
+
+    async fn passed_through(bytes: &[u8], at_a_time: usize, room: usize) -> Vec<u8> {
         let parts = Parts(bytes.chunks(at_a_time).map(<[u8]>::to_vec).collect());
-        let mut guarded = Guarded::new(parts);
+        let mut guarded = Guarded::new(parts, Returns::default());
         let mut out = Vec::new();
         loop {
-            let mut space = [0; 3_000];
+            let mut space = vec![0; room];
             let mut space = ReadBuf::new(&mut space);
             std::future::poll_fn(|cx| Pin::new(&mut guarded).poll_read(cx, &mut space))
                 .await

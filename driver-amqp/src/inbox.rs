@@ -1,13 +1,16 @@
 //! The inbox: one reply queue per driver, consumed without acknowledgement on its own channel.
 
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_core::Stream as _;
 use lapin::options::BasicConsumeOptions;
 use lapin::{Channel, Consumer};
 use messaging_core::Result;
-use messaging_core::driver::Event;
+use messaging_core::driver::{Event, Message};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -18,10 +21,12 @@ use crate::declare::Declarer;
 use crate::error::{Fault, topology_failed};
 use crate::link::within;
 use crate::outgoing::Events;
-use crate::properties;
+use crate::properties::{self, Received};
 use crate::topology::Queue;
 
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Replies taken between two looks at anything else.
+const BATCH: u32 = 64;
 
 /// How far the inbox is.
 #[derive(Debug, Clone, Default)]
@@ -130,30 +135,55 @@ impl Inbox {
     /// Hands on what arrives; true when the driver stops, false when the consumer is lost.
     async fn receive(&mut self, session: &Session, mut consumer: Consumer) -> bool {
         let mut link = self.connection.watch();
-        loop {
+        let mut stage = self.stage.clone();
+        let mut over = pin!(async {
             tokio::select! {
                 biased;
-                () = stopped(&mut self.stage) => return true,
-                delivery = consumer.next() => match delivery {
-                    Some(Ok(delivery)) => self.take(delivery).await,
-                    Some(Err(_)) | None => return false,
-                },
-                () = gone(&mut link, session) => return false,
+                () = stopped(&mut stage) => true,
+                () = gone(&mut link, session) => false,
+            }
+        });
+        let mut taken = 0_u32;
+        loop {
+            let look = taken.is_multiple_of(BATCH);
+            let next = poll_fn(|cx| {
+                // A flood of replies must not hide the end.
+                if look && let Poll::Ready(stopped) = over.as_mut().poll(cx) {
+                    return Poll::Ready(Err(stopped));
+                }
+                match Pin::new(&mut consumer).poll_next(cx) {
+                    Poll::Ready(Some(Ok(delivery))) => Poll::Ready(Ok(delivery)),
+                    Poll::Ready(Some(Err(_)) | None) => Poll::Ready(Err(false)),
+                    Poll::Pending if look => Poll::Pending,
+                    Poll::Pending => over.as_mut().poll(cx).map(Err),
+                }
+            });
+            match next.await {
+                Ok(delivery) => {
+                    let max_body = self.settings.max_body;
+                    match properties::incoming(&delivery.properties, delivery.data, max_body) {
+                        Ok(received) if received.is_packed() => self.unpack(received).await,
+                        received => {
+                            self.hand_on(received.and_then(|received| received.unpack(max_body)));
+                        }
+                    }
+                }
+                Err(stopped) => return stopped,
+            }
+            taken = taken.wrapping_add(1);
+            if taken.is_multiple_of(BATCH) {
+                tokio::task::yield_now().await;
             }
         }
     }
 
-    async fn take(&self, delivery: lapin::message::Delivery) {
+    async fn unpack(&self, received: Received) {
         let max_body = self.settings.max_body;
-        let message = match properties::incoming(&delivery.properties, delivery.data, max_body) {
-            Ok(received) if received.is_packed() => {
-                tokio::task::spawn_blocking(move || received.unpack(max_body))
-                    .await
-                    .unwrap_or_else(|_| Err("its body cannot be unpacked".to_owned()))
-            }
-            Ok(received) => received.unpack(max_body),
-            Err(reason) => Err(reason),
-        };
+        let unpacked = tokio::task::spawn_blocking(move || received.unpack(max_body)).await;
+        self.hand_on(unpacked.unwrap_or_else(|_| Err("its body cannot be unpacked".to_owned())));
+    }
+
+    fn hand_on(&self, message: Result<Message, String>) {
         match message {
             Ok(message) => self.events.event(Event::Message(message)),
             // Its call runs into its deadline; which one it is cannot be told.

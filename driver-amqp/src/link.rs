@@ -31,6 +31,7 @@ use crate::guard::Guarded;
 #[cfg(feature = "tls")]
 use crate::handshake;
 use crate::reactor;
+use crate::returns::Returns;
 use crate::socket::{FirstByte, Socket};
 use crate::tls::Tls;
 
@@ -78,6 +79,7 @@ pub(crate) struct Link {
     turns: Semaphore,
     /// Channels for declaring that nobody uses.
     idle: Mutex<Vec<Channel>>,
+    returns: Returns,
 }
 
 impl std::fmt::Debug for Link {
@@ -142,7 +144,8 @@ impl Link {
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into())
             .with_connection_name(connection_name(purpose).into());
         // lapin may call this again by itself when a peer closes early: there is one socket, so that it cannot.
-        let stream = Mutex::new(Some(Guarded::new(stream)));
+        let returns = Returns::default();
+        let stream = Mutex::new(Some(Guarded::new(stream, returns.clone())));
         let handed_over = async move |_, _| {
             silence_this_thread();
             let mut slot = stream.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,6 +169,7 @@ impl Link {
                     turns: Semaphore::new(budget.declaring()),
                     budget,
                     idle: Mutex::default(),
+                    returns,
                 };
                 Ok((link, events))
             }
@@ -182,6 +186,16 @@ impl Link {
     /// The node, as text for logs and errors.
     pub(crate) fn node(&self) -> &str {
         &self.node
+    }
+
+    /// Whether the broker takes no messages.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
+    }
+
+    /// What comes back on the channels of this link.
+    pub(crate) fn returns(&self) -> &Returns {
+        &self.returns
     }
 
     pub(crate) fn is_up(&self) -> bool {

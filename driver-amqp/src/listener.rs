@@ -48,6 +48,8 @@ struct Slot {
     consumer: Option<Consumer>,
     via: Via,
     stream: Option<Arc<Position>>,
+    /// It brought a delivery when it was looked at last.
+    has_more: bool,
 }
 
 /// A packed body on its way through the blocking pool; later deliveries wait for it.
@@ -78,6 +80,7 @@ impl AmqpListener {
                     consumer: None,
                     via,
                     stream,
+                    has_more: false,
                 })
                 .collect(),
             epoch: 0,
@@ -122,30 +125,41 @@ impl AmqpListener {
     fn take_in(&mut self, cx: &mut Context<'_>) {
         self.mailbox.register(cx);
         self.update();
-        loop {
-            let before = self.arrived.len();
+        let mut has_more = false;
+        for index in 0..self.slots.len() {
+            has_more |= self.take_one(index, cx);
+        }
+        while has_more {
+            has_more = false;
             for index in 0..self.slots.len() {
-                self.take_one(index, cx);
-            }
-            if self.arrived.len() == before {
-                return;
+                // One that was empty in this round has registered its waker.
+                if self.slots[index].has_more {
+                    has_more |= self.take_one(index, cx);
+                }
             }
         }
     }
 
-    fn take_one(&mut self, index: usize, cx: &mut Context<'_>) {
-        let Some(consumer) = &mut self.slots[index].consumer else {
-            return;
+    /// Takes one delivery off a consumer, and says whether there may be another.
+    fn take_one(&mut self, index: usize, cx: &mut Context<'_>) -> bool {
+        let slot = &mut self.slots[index];
+        let polled = match &mut slot.consumer {
+            Some(consumer) => Pin::new(consumer).poll_next(cx),
+            None => Poll::Pending,
         };
-        match Pin::new(consumer).poll_next(cx) {
+        slot.has_more = false;
+        match polled {
             Poll::Pending => {}
-            Poll::Ready(Some(Ok(delivery))) => self.arrived.push_back(Arrived {
-                slot: index,
-                delivery,
-                at: Instant::now(),
-            }),
+            Poll::Ready(Some(Ok(delivery))) => {
+                slot.has_more = true;
+                self.arrived.push_back(Arrived {
+                    slot: index,
+                    delivery,
+                    at: Instant::now(),
+                });
+            }
             Poll::Ready(Some(Err(_)) | None) => {
-                self.slots[index].consumer = None;
+                slot.consumer = None;
                 // The channel has room for the loss of every slot; without its task there is nothing to tell.
                 let _ = self.commands.try_send(Command::Lost {
                     epoch: self.epoch,
@@ -153,6 +167,7 @@ impl AmqpListener {
                 });
             }
         }
+        self.slots[index].has_more
     }
 
     fn settlement(&self, slot: usize, delivery: &lapin::message::Delivery) -> Settlement {

@@ -10,6 +10,7 @@ use messaging_core::{Error, ErrorKind, Outcome, Result};
 use tokio::sync::{Notify, oneshot};
 
 use crate::compression::Packing;
+use crate::outlet::Outlet;
 use crate::properties::Flags;
 use crate::topology::Route;
 
@@ -48,11 +49,14 @@ pub(crate) struct Outgoing {
 
 impl Outgoing {
     pub(crate) fn flags(&self, now: Instant) -> Flags {
-        let waited = now.saturating_duration_since(self.queued);
-        let ttl = match self.ttl {
-            Some(ttl) if waited > NOTICEABLE => Some(ttl.saturating_sub(waited)),
-            ttl => ttl,
-        };
+        let ttl = self.ttl.map(|ttl| {
+            let waited = now.saturating_duration_since(self.queued);
+            if waited > NOTICEABLE {
+                ttl.saturating_sub(waited)
+            } else {
+                ttl
+            }
+        });
         Flags {
             persistent: self.persistent,
             packing: self.packed.as_ref().map(|(packing, _)| *packing),
@@ -122,10 +126,33 @@ pub(crate) struct Queue {
     ended: Notify,
 }
 
+/// What became of a look at the queue.
+#[derive(Debug)]
+pub(crate) enum Advance {
+    /// Everything is published, and so is what is pushed from now on, at once.
+    Through,
+    /// Enough was published for one turn.
+    More,
+    /// Too much is unanswered or unwritten.
+    Full,
+    /// This message needs something declared first.
+    Undeclared(Outgoing),
+    /// This message is over its deadline.
+    Expired(Outgoing),
+    /// The broker takes no messages.
+    Blocked,
+    /// The channel is gone.
+    Down,
+}
+
 #[derive(Debug, Default)]
 struct State {
     items: VecDeque<Outgoing>,
     bytes: usize,
+    /// The channel of the present session.
+    outlet: Option<Outlet>,
+    /// Nothing is queued and nothing is in the publisher's hands: what is pushed is published by who pushes it.
+    direct: bool,
     /// Nothing new is taken.
     closed: bool,
     /// The publisher sleeps until something arrives.
@@ -139,6 +166,26 @@ impl State {
         // One message always fits, however large, else it never would.
         self.items.is_empty()
             || (self.items.len() < MAX_MESSAGES && self.bytes.saturating_add(bytes) <= MAX_BYTES)
+    }
+}
+
+impl State {
+    /// The channel, where this message may go out at once. Where it may not, everything is queued from now on.
+    fn open_for(&mut self, item: &Outgoing) -> Option<&mut Outlet> {
+        let outlet = self.outlet.as_mut().filter(|outlet| {
+            self.direct
+                && item.queued < item.deadline
+                && outlet.has_room()
+                && outlet.is_declared(&item.route)
+                && outlet.is_up()
+                && !outlet.is_blocked()
+        });
+        self.direct = outlet.is_some();
+        outlet
+    }
+
+    fn needs_publisher(&self) -> bool {
+        !self.items.is_empty() || self.outlet.as_ref().is_some_and(Outlet::is_due)
     }
 }
 
@@ -157,6 +204,15 @@ impl Queue {
         let mut state = self.lock();
         if state.closed {
             return Err(Refused::Closed);
+        }
+        if let Some(outlet) = state.open_for(&item) {
+            let due = outlet.publish(item.queued, item);
+            let wake = due && std::mem::replace(&mut state.idle, false);
+            drop(state);
+            if wake {
+                self.arrived.notify_one();
+            }
+            return Ok(());
         }
         let bytes = item.message.body.len();
         if !state.fits(bytes) {
@@ -186,12 +242,12 @@ impl Queue {
         }
     }
 
-    /// Waits until something is queued.
+    /// Waits until something is queued, or published and to be followed.
     pub(crate) async fn arrival(&self) {
         loop {
             {
                 let mut state = self.lock();
-                if !state.items.is_empty() {
+                if state.needs_publisher() {
                     state.idle = false;
                     return;
                 }
@@ -201,13 +257,70 @@ impl Queue {
         }
     }
 
-    pub(crate) fn pop(&self) -> Option<Outgoing> {
+    /// Makes a channel the one to publish on.
+    pub(crate) fn install(&self, outlet: Outlet) {
+        self.lock().outlet = Some(outlet);
+    }
+
+    /// Takes the channel away, with everything that is on it.
+    pub(crate) fn remove(&self) -> Option<Outlet> {
         let mut state = self.lock();
-        let item = state.items.pop_front()?;
-        state.bytes -= item.message.body.len();
-        drop(state);
-        self.room.notify_one();
-        Some(item)
+        state.direct = false;
+        state.outlet.take()
+    }
+
+    /// Queues what is pushed from now on.
+    pub(crate) fn hold(&self) {
+        self.lock().direct = false;
+    }
+
+    /// Publishes so many queued messages at the most.
+    pub(crate) fn advance(&self, now: Instant, limit: usize) -> Advance {
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.direct = false;
+        let Some(outlet) = &mut state.outlet else {
+            return Advance::Down;
+        };
+        for _ in 0..limit {
+            let Some(item) = state.items.pop_front() else {
+                state.direct = true;
+                return Advance::Through;
+            };
+            let is_late = item.deadline <= now;
+            if !is_late && outlet.is_blocked() {
+                state.items.push_front(item);
+                return Advance::Blocked;
+            }
+            if !(is_late || outlet.is_up() && outlet.has_room()) {
+                state.items.push_front(item);
+                return if outlet.is_up() {
+                    Advance::Full
+                } else {
+                    Advance::Down
+                };
+            }
+            state.bytes -= item.message.body.len();
+            self.room.notify_one();
+            if is_late {
+                return Advance::Expired(item);
+            }
+            if !outlet.is_declared(&item.route) {
+                return Advance::Undeclared(item);
+            }
+            outlet.publish(now, item);
+        }
+        Advance::More
+    }
+
+    /// What this route needs is declared on the present channel.
+    pub(crate) fn declared(&self, route: &Route) {
+        self.with_outlet(|outlet| outlet.declared(route));
+    }
+
+    /// Does something with the channel, if there is one.
+    pub(crate) fn with_outlet<T>(&self, work: impl FnOnce(&mut Outlet) -> T) -> Option<T> {
+        self.lock().outlet.as_mut().map(work)
     }
 
     /// Puts back what was popped and not sent, bounds or no bounds.

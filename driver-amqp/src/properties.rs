@@ -6,13 +6,11 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::message::BasicReturnMessage;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use messaging_core::driver::{Content, Correlation, Headers, Message, SendId};
+use messaging_core::driver::{Content, Headers, Message, SendId};
 
 use crate::compression::{self, Packing};
+use crate::ids;
 use crate::topology::header;
-
-/// Digits of a [`SendId`] at the front of the message id.
-const SEND_DIGITS: usize = 16;
 
 /// What came back was taken once, so that it is no longer than a body may be.
 const LONGEST_RETURNED: usize = 1 << 30;
@@ -26,8 +24,43 @@ pub(crate) struct Flags {
     pub(crate) ttl: Option<Duration>,
 }
 
+/// The properties of a persistent message of JSON, without its id.
+pub(crate) fn usual() -> BasicProperties {
+    BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_content_encoding("utf-8".into())
+        .with_headers(FieldTable::default())
+        .with_delivery_mode(2)
+        .with_priority(0)
+}
+
 /// The properties of an outgoing message: those of oslo.messaging, and a message id.
-pub(crate) fn outgoing(message: &Message, flags: Flags) -> BasicProperties {
+pub(crate) fn outgoing(
+    usual: &BasicProperties,
+    message: &Message,
+    flags: Flags,
+) -> BasicProperties {
+    let is_usual = flags.persistent
+        && flags.packing.is_none()
+        && message.headers.is_empty()
+        && message.content == Content::json();
+    let properties = if is_usual {
+        usual.clone()
+    } else {
+        special(message, flags)
+    };
+    let properties = properties.with_message_id(ids::message_id(message));
+    match flags.ttl {
+        // The broker takes 32 bits.
+        Some(ttl) => {
+            let millis = u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
+            properties.with_expiration(millis.to_string().into())
+        }
+        None => properties,
+    }
+}
+
+fn special(message: &Message, flags: Flags) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in message.headers.iter() {
         // `x-` belongs to transports, and `compression` would make a receiver unpack the body.
@@ -41,42 +74,18 @@ pub(crate) fn outgoing(message: &Message, flags: Flags) -> BasicProperties {
     let mut properties = BasicProperties::default()
         .with_headers(headers)
         .with_delivery_mode(if flags.persistent { 2 } else { 1 })
-        .with_priority(0)
-        .with_message_id(message_id(message).into());
+        .with_priority(0);
     if let Some(text) = short(message.content.media_type()) {
         properties = properties.with_content_type(text.into());
     }
     if let Some(text) = short(message.content.encoding()) {
         properties = properties.with_content_encoding(text.into());
     }
-    if let Some(ttl) = flags.ttl {
-        // The broker takes 32 bits.
-        let millis = ttl.as_millis().min(u32::MAX.into());
-        properties = properties.with_expiration(millis.to_string().into());
-    }
     properties
 }
 
 fn short(text: Option<&str>) -> Option<&str> {
     text.filter(|text| text.len() <= 255)
-}
-
-/// By it a return is matched to its send, and a reply to its call.
-fn message_id(message: &Message) -> String {
-    match message.correlation {
-        Some(correlation) => format!("{:016x}-{correlation}", message.send.0),
-        None => format!("{:016x}", message.send.0),
-    }
-}
-
-/// The send a returned message belongs to; it was ours, and still may be damaged.
-pub(crate) fn send_id(properties: &BasicProperties) -> Option<SendId> {
-    let id = properties.message_id().as_ref()?.as_str();
-    let digits = id.get(..SEND_DIGITS)?;
-    if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return None;
-    }
-    u64::from_str_radix(digits, 16).ok().map(SendId)
 }
 
 /// A message that came back, as it was sent.
@@ -105,7 +114,7 @@ pub(crate) fn returned(send: SendId, message: BasicReturnMessage) -> Message {
     };
     Message {
         send,
-        correlation: correlation(&delivery.properties),
+        correlation: ids::correlation(&delivery.properties),
         content: content(&delivery.properties),
         headers,
         body,
@@ -120,12 +129,6 @@ fn content(properties: &BasicProperties) -> Content {
             .as_ref()
             .map(ShortString::as_str),
     )
-}
-
-fn correlation(properties: &BasicProperties) -> Option<Correlation> {
-    let id = properties.message_id().as_ref()?.as_str();
-    let text = id.get(SEND_DIGITS..)?.strip_prefix('-')?;
-    text.parse().ok()
 }
 
 /// A received message whose body may still be packed.
@@ -164,7 +167,7 @@ pub(crate) fn incoming(
     }
     let message = Message {
         send: SendId::fresh(),
-        correlation: correlation(properties),
+        correlation: ids::correlation(properties),
         body: Bytes::from(body),
         content: content(properties),
         headers,

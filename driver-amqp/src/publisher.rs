@@ -3,14 +3,14 @@
 //! A lane is a bounded queue and, while the sending connection is up, one channel. Requests that are reported only
 //! when they fail go without confirms, since their reply is the confirmation; everything else is confirmed.
 
-use std::collections::HashSet;
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{Channel, Confirmation};
+use lapin::Channel;
+use lapin::options::ConfirmSelectOptions;
+use messaging_core::driver::SendId;
 use messaging_core::{ErrorKind, Outcome, Result};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -22,19 +22,16 @@ use crate::connection::{Connection, LinkState, Session, Stage, stopped};
 use crate::declare::Declarer;
 use crate::error::Fault;
 use crate::link::within;
-use crate::outgoing::{Events, Outgoing, Queue};
-use crate::plain::{Plain, poll_once};
-use crate::properties;
-use crate::topology::{Needs, Route};
+use crate::outgoing::{Advance, Events, Outgoing, Queue};
+use crate::outlet::{Attention, Outlet};
+use crate::plain::{Lookout, Plain};
+use crate::returns::Returned;
 
-/// Messages handed over and not confirmed.
-const WINDOW: usize = 1_000;
-const WINDOW_BYTES: usize = 64 << 20;
 /// Messages published between two looks at anything else.
 const BATCH: usize = 64;
 /// How long a publisher lets this driver's own listeners go first after an outage, since the last one was through.
 const COURTESY: Duration = Duration::from_secs(2);
-/// How often confirms that came out of order are looked for.
+/// How often confirms are looked at that nobody waits for, or that may have come out of order.
 const SWEEP: Duration = Duration::from_millis(50);
 
 /// Which messages a lane carries.
@@ -149,18 +146,20 @@ impl Publisher {
     /// Drops what is over its deadline, and says when the next message is.
     fn expire(&self, state: &LinkState) -> Option<Instant> {
         let (expired, next) = self.queue.expire(Instant::now());
-        if !expired.is_empty() {
-            let (kind, obstacle) = state.obstacle();
-            for item in expired {
-                item.failed(
-                    &*self.events,
-                    kind,
-                    Outcome::NotSent,
-                    format!("not sent before its deadline: {obstacle}"),
-                );
-            }
+        for item in expired {
+            self.expired(state, item);
         }
         next
+    }
+
+    fn expired(&self, state: &LinkState, item: Outgoing) {
+        let (kind, obstacle) = state.obstacle();
+        item.failed(
+            &*self.events,
+            kind,
+            Outcome::NotSent,
+            format!("not sent before its deadline: {obstacle}"),
+        );
     }
 
     async fn serve(&mut self, session: &Session, state: &mut watch::Receiver<LinkState>) -> End {
@@ -168,14 +167,32 @@ impl Publisher {
             Ok(channel) => Arc::new(channel),
             Err(fault) => return End::Lost(fault.to_string()),
         };
+        let returned = session.link.returns().on(channel.id());
+        // What comes back without confirms is not the collector's.
+        let seen = match self.lane {
+            Lane::Plain => Arc::default(),
+            Lane::Confirmed => Arc::clone(&returned),
+        };
         let mut desk = Desk {
             channel: Arc::clone(&channel),
-            collector: Collector::new(Arc::clone(&channel), Arc::clone(&self.events)),
-            plain: Plain::default(),
-            declared: HashSet::new(),
+            collector: Collector::new(
+                Arc::clone(&channel),
+                Arc::clone(&self.events),
+                Arc::clone(&self.queue),
+                seen,
+            ),
+            returned,
+            lookout: Lookout::default(),
             declaring: None,
+            sweep: None,
         };
+        self.queue
+            .install(Outlet::new(self.lane, Arc::clone(&session.link), channel));
         let end = self.publish(session, state, &mut desk).await;
+        self.collect_returns(&mut desk);
+        if let Some(outlet) = self.queue.remove() {
+            desk.collector.inherit(outlet);
+        }
         if let Some(declaring) = desk.declaring.take() {
             declaring.task.abort();
             self.queue.put_back(declaring.item);
@@ -186,20 +203,29 @@ impl Publisher {
                     ErrorKind::Closed,
                     "the transport was closed before the message was confirmed",
                 );
-                let _ = within(channel.close(200, "done".into())).await;
+                let _ = within(desk.channel.close(200, "done".into())).await;
             }
             End::Lost(reason) => {
                 // lapin fails every confirm of a link that is lost; those that came in before count.
-                let rest = std::future::poll_fn(|cx| desk.collector.poll(cx));
+                let rest = poll_fn(|cx| desk.collector.poll(cx, true));
                 let _ = timeout(Duration::from_secs(1), rest).await;
                 desk.collector.abandon(
                     ErrorKind::Disconnected,
                     &format!("the link was lost before the message was confirmed: {reason}"),
                 );
-                desk.plain.collect_returns(&channel, &self.events);
             }
         }
         end
+    }
+
+    fn collect_returns(&self, desk: &mut Desk) {
+        if self.lane == Lane::Plain {
+            let recall = |work: &mut dyn FnMut(&mut Plain)| {
+                self.queue.with_outlet(|outlet| work(&mut outlet.plain));
+            };
+            desk.lookout
+                .collect(&desk.returned, &desk.channel, &self.events, recall);
+        }
     }
 
     async fn publish(
@@ -222,74 +248,87 @@ impl Publisher {
                 return End::Lost("the connection was lost".to_owned());
             }
             let replies = self.lane == Lane::Confirmed || *self.replies.borrow_and_update();
-            let mut may_publish = !blocked && replies && desk.declaring.is_none();
-            if may_publish {
-                for _ in 0..BATCH {
-                    if !desk.has_window() {
-                        may_publish = false;
-                        break;
-                    }
-                    let Some(item) = self.queue.pop() else { break };
-                    if let Err(end) = self.publish_one(session, state, desk, item) {
-                        return end;
-                    }
-                    if desk.declaring.is_some() {
-                        may_publish = false;
-                        break;
-                    }
-                }
-                if may_publish && !self.queue.is_empty() {
-                    // A flood of messages must not keep the thread from acks and replies.
-                    tokio::task::yield_now().await;
-                }
+            let flow = if !blocked && replies && desk.declaring.is_none() {
+                self.advance(session, state, desk).await
+            } else {
+                self.queue.hold();
+                Flow::Held
+            };
+            if flow == Flow::Down {
+                return End::Lost("the broker closed the channel".to_owned());
             }
-            if self.lane == Lane::Plain {
-                desk.plain.collect_returns(&desk.channel, &self.events);
-            }
-            if stage == Stage::Draining
+            self.collect_returns(desk);
+            let is_ending = stage == Stage::Draining;
+            let hurry = is_ending || flow == Flow::Full || desk.collector.expects_return();
+            let attention = desk.collector.attend(hurry);
+            if is_ending
                 && self.queue.is_empty()
                 && desk.declaring.is_none()
                 && desk.collector.len() == 0
             {
                 // Requests have nothing that says when they are through but their write, and lapin would let the
                 // closing of the channel overtake them.
+                let queue = &self.queue;
                 tokio::select! {
-                    () = desk.plain.written() => {}
+                    () = poll_fn(|cx| poll_plain(queue, |plain| plain.poll_written(cx))) => {}
                     () = stopped(&mut self.stage) => {}
                 }
                 return End::Drained;
             }
             // While publishing goes on, the queue is short-lived and deadlines are checked at each message.
-            let next = if may_publish {
+            let next = if flow == Flow::Through {
                 None
             } else {
                 self.expire(&state.borrow())
             };
             let Desk {
                 collector,
-                plain,
                 declaring,
+                returned,
+                lookout,
+                sweep,
                 ..
             } = desk;
-            let unanswered = collector.len() > 0;
-            let (look, congested) = (plain.next_look(), plain.is_congested());
-            let mut is_declared = None;
+            let queue = &self.queue;
+            let look = lookout.next_look();
+            let is_plain = self.lane == Lane::Plain;
+            match attention {
+                Attention::None => *sweep = None,
+                Attention::Sweeping | Attention::Watching => {
+                    sweep.get_or_insert_with(|| (Instant::now() + SWEEP, collector.oldest()));
+                }
+            }
+            let (mut is_declared, mut is_over) = (None, false);
+            let confirmed = poll_fn(|cx| {
+                if attention == Attention::Watching {
+                    collector.poll_some(cx)
+                } else {
+                    collector.poll_some(&mut Context::from_waker(Waker::noop()))
+                }
+            });
             tokio::select! {
                 biased;
                 changed = self.stage.changed() => if changed.is_err() { return End::Stopped },
                 changed = state.changed() => if changed.is_err() { return End::Stopped },
-                () = std::future::poll_fn(|cx| collector.poll_some(cx)), if unanswered => {}
+                () = confirmed, if attention != Attention::None => {}
                 result = task(declaring), if declaring.is_some() => is_declared = Some(result),
-                () = plain.oldest(), if congested => {}
-                () = self.queue.arrival(), if may_publish => {}
-                _ = self.replies.changed(), if !replies => {}
+                () = poll_fn(|cx| poll_plain(queue, |plain| plain.poll_room(cx))),
+                    if is_plain && flow == Flow::Full => {}
+                () = queue.arrival(), if flow == Flow::Through => {}
+                _ = self.replies.changed(), if is_plain => {}
+                () = returned.arrival() => {}
                 () = at(next) => {}
                 () = sleep(Duration::from_millis(100)), if next.is_some() => {}
-                () = sleep(SWEEP), if unanswered => {}
+                () = at(sweep.map(|(at, _)| at)), if sweep.is_some() => is_over = true,
                 () = at(look), if look.is_some() => {}
             }
+            if is_over && let Some((_, oldest)) = sweep.take() {
+                // What is confirmed out of order is behind one that is not.
+                let is_stuck = oldest == collector.oldest();
+                let _ = collector.poll(&mut Context::from_waker(Waker::noop()), is_stuck);
+            }
             if let Some(result) = is_declared
-                && let Err(end) = self.declared(state, session, desk, result)
+                && let Err(end) = self.declared(state, desk, result)
             {
                 return end;
             }
@@ -302,41 +341,39 @@ impl Publisher {
         }
     }
 
-    /// Publishes, or starts declaring what the message needs, or drops it for its deadline.
-    fn publish_one(
+    /// Publishes what is queued, and drops what is over its deadline.
+    async fn advance(
         &self,
         session: &Session,
         state: &watch::Receiver<LinkState>,
         desk: &mut Desk,
-        item: Outgoing,
-    ) -> Result<(), End> {
-        let now = Instant::now();
-        if item.deadline <= now {
-            let (kind, obstacle) = state.borrow().obstacle();
-            item.failed(
-                &*self.events,
-                kind,
-                Outcome::NotSent,
-                format!("not sent before its deadline: {obstacle}"),
-            );
-            return Ok(());
+    ) -> Flow {
+        loop {
+            match self.queue.advance(Instant::now(), BATCH) {
+                Advance::Through => return Flow::Through,
+                Advance::Full => return Flow::Full,
+                Advance::Blocked => return Flow::Held,
+                Advance::Down => return Flow::Down,
+                Advance::Expired(item) => self.expired(&state.borrow(), item),
+                Advance::Undeclared(item) => {
+                    desk.declare(session, &self.settings, item);
+                    return Flow::Held;
+                }
+                Advance::More => {
+                    // A flood of messages must not keep the thread from acks and replies.
+                    tokio::task::yield_now().await;
+                    desk.collector.attend(true);
+                    let _ = desk
+                        .collector
+                        .poll(&mut Context::from_waker(Waker::noop()), false);
+                }
+            }
         }
-        if item.route.needs != Needs::Nothing && !desk.is_declared(&item.route) {
-            desk.declare(session, &self.settings, item);
-            return Ok(());
-        }
-        if !channel_is_up(&desk.channel) {
-            self.queue.put_back(item);
-            return Err(End::Lost("the broker closed the channel".to_owned()));
-        }
-        desk.hand_over(self.lane, now, item);
-        Ok(())
     }
 
     fn declared(
         &self,
         state: &watch::Receiver<LinkState>,
-        session: &Session,
         desk: &mut Desk,
         result: Result<()>,
     ) -> Result<(), End> {
@@ -345,13 +382,19 @@ impl Publisher {
         };
         match result {
             Ok(()) => {
-                desk.declared.insert(declared_key(&declaring.item.route));
-                self.publish_one(session, state, desk, declaring.item)
+                self.queue.declared(&declaring.item.route);
+                // It is the first again, and its deadline is looked at again.
+                self.queue.put_back(declaring.item);
+                Ok(())
             }
             // The link went away meanwhile: the message waits for the next one.
             Err(error) if error.kind() == ErrorKind::Disconnected => {
                 self.queue.put_back(declaring.item);
                 Err(End::Lost(error.message().to_owned()))
+            }
+            Err(_) if declaring.item.deadline <= Instant::now() => {
+                self.expired(&state.borrow(), declaring.item);
+                Ok(())
             }
             Err(error) => {
                 declaring.item.failed(
@@ -366,13 +409,27 @@ impl Publisher {
     }
 }
 
-/// What a publisher has on one channel.
+/// How far the queue could be published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    /// Everything is published, and what comes is published where it comes from.
+    Through,
+    /// Too much is unanswered or unwritten.
+    Full,
+    /// Nothing may be published now.
+    Held,
+    Down,
+}
+
+/// What a publisher has on one channel, besides its outlet.
 struct Desk {
     channel: Arc<Channel>,
     collector: Collector,
-    plain: Plain,
-    declared: HashSet<(Needs, Arc<str>, Arc<str>)>,
+    returned: Arc<Returned>,
+    lookout: Lookout,
     declaring: Option<Declaring>,
+    /// When confirms are to be looked at that woke nobody, and which was the oldest before.
+    sweep: Option<(Instant, Option<SendId>)>,
 }
 
 /// A declaration under way, and the message that waits for it.
@@ -381,25 +438,7 @@ struct Declaring {
     item: Outgoing,
 }
 
-fn declared_key(route: &Route) -> (Needs, Arc<str>, Arc<str>) {
-    let key = match route.needs {
-        Needs::NotificationQueue => Arc::clone(&route.key),
-        _ => Arc::from(""),
-    };
-    (route.needs, Arc::clone(&route.exchange), key)
-}
-
 impl Desk {
-    fn has_window(&self) -> bool {
-        self.collector.len() < WINDOW
-            && self.collector.bytes() < WINDOW_BYTES
-            && !self.plain.is_congested()
-    }
-
-    fn is_declared(&self, route: &Route) -> bool {
-        self.declared.contains(&declared_key(route))
-    }
-
     fn declare(&mut self, session: &Session, settings: &Arc<Settings>, item: Outgoing) {
         let link = Arc::clone(&session.link);
         let settings = Arc::clone(settings);
@@ -412,47 +451,13 @@ impl Desk {
         });
         self.declaring = Some(Declaring { task, item });
     }
+}
 
-    /// Polls the publish once: that puts its frames on lapin's queue, in the order of these calls.
-    fn hand_over(&mut self, lane: Lane, now: Instant, item: Outgoing) {
-        let channel = Arc::clone(&self.channel);
-        let properties = properties::outgoing(&item.message, item.flags(now));
-        let options = BasicPublishOptions {
-            mandatory: item.mandatory,
-            immediate: false,
-        };
-        let (exchange, key) = ((&*item.route.exchange).into(), (&*item.route.key).into());
-        let body = item.body();
-        match lane {
-            Lane::Confirmed => {
-                let confirm = async move {
-                    let publish = channel.basic_publish(exchange, key, options, &body, properties);
-                    publish.await?.await
-                };
-                let mut confirm: Pin<Box<dyn Future<Output = lapin::Result<Confirmation>> + Send>> =
-                    Box::pin(confirm);
-                match poll_once(confirm.as_mut()) {
-                    Poll::Pending => self.collector.add(confirm, item),
-                    // The collector gives every answer, also one that is known at once.
-                    Poll::Ready(result) => self
-                        .collector
-                        .add(Box::pin(std::future::ready(result)), item),
-                }
-            }
-            Lane::Plain => {
-                let size = body.len();
-                let mut write: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
-                    let _ = channel
-                        .basic_publish(exchange, key, options, &body, properties)
-                        .await;
-                });
-                // A failure here is that of the link. The request may run and its reply may come: nothing is said.
-                let written = poll_once(write.as_mut()).is_ready();
-                self.plain
-                    .published(now, size, (!written).then_some(write), item);
-            }
-        }
-    }
+/// Polls what the plain channel of a queue waits for; without a channel there is nothing to wait for.
+fn poll_plain(queue: &Queue, poll: impl FnOnce(&mut Plain) -> Poll<()>) -> Poll<()> {
+    queue
+        .with_outlet(|outlet| poll(&mut outlet.plain))
+        .unwrap_or(Poll::Ready(()))
 }
 
 async fn open(session: &Session, lane: Lane) -> Result<Channel, Fault> {

@@ -296,10 +296,26 @@ impl Subscriber {
                 .into_iter()
                 .flatten()
                 .min();
+            let Live {
+                acks,
+                writer,
+                channel,
+                ..
+            } = &mut *live;
+            let held = writer.next_due();
+            // Writes as long as nothing else happens: this is what happens with every message.
+            let writing = async {
+                while writer.next_due() == held {
+                    acks.arrival().await;
+                    writer.write(acks, channel);
+                    tokio::task::consume_budget().await;
+                }
+            };
             tokio::select! {
+                biased;
+                () = writing => {}
                 () = stopped(&mut self.stage) => return End::Over(None),
                 _ = state.changed() => {}
-                () = live.acks.arrival() => live.writer.write(&live.acks, &live.channel),
                 () = at(due) => live.writer.write(&live.acks, &live.channel),
                 command = self.commands.recv() => match command {
                     Some(Command::Lost { epoch, slot }) if epoch == live.epoch => {

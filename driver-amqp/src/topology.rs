@@ -18,9 +18,32 @@ const LONGEST_NAME: usize = 255;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Route {
     pub(crate) exchange: Arc<str>,
+    /// The routing key; empty for an inbox, whose own name it is.
     pub(crate) key: Arc<str>,
     /// What must exist before the first message goes there.
     pub(crate) needs: Needs,
+}
+
+impl Route {
+    /// The routing key of messages to the address this route was made for.
+    pub(crate) fn key<'a>(&'a self, to: &'a Address) -> &'a str {
+        match to {
+            Address::Inbox(inbox) => inbox.as_str(),
+            _ => &self.key,
+        }
+    }
+
+    /// Whether whatever was declared for this route does for the other one.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        self.needs == other.needs
+            && same(&self.exchange, &other.exchange)
+            && (self.needs != Needs::NotificationQueue || same(&self.key, &other.key))
+    }
+}
+
+/// As a rule they are the very same text.
+fn same(one: &Arc<str>, other: &Arc<str>) -> bool {
+    Arc::ptr_eq(one, other) || one == other
 }
 
 /// What a publisher declares.
@@ -64,7 +87,7 @@ pub(crate) fn route(to: &Address) -> Result<Route> {
             check_exchange(exchange)?;
             check("topic", topic)?;
             let exchange = fanout_exchange(topic)?.into();
-            (exchange, "".into(), Needs::FanoutExchange)
+            (exchange, Arc::default(), Needs::FanoutExchange)
         }
         Address::Notification {
             exchange,
@@ -80,15 +103,12 @@ pub(crate) fn route(to: &Address) -> Result<Route> {
         Address::Inbox(inbox) => {
             let name = inbox.as_str();
             // It comes from strangers: nothing but a reply queue may be written to because of it.
-            if !name.starts_with("reply_")
-                || name.len() > LONGEST_NAME
-                || name.chars().any(char::is_control)
-            {
+            if !name.starts_with("reply_") || name.len() > LONGEST_NAME || has_control(name) {
                 return Err(invalid(format!(
                     "\"{inbox}\" is not the name of a reply queue"
                 )));
             }
-            ("".into(), name.into(), Needs::Nothing)
+            (Arc::default(), Arc::default(), Needs::Nothing)
         }
         other => {
             return Err(Error::unsupported(format!(
@@ -103,6 +123,16 @@ pub(crate) fn route(to: &Address) -> Result<Route> {
     })
 }
 
+fn has_control(name: &str) -> bool {
+    if name.is_ascii() {
+        // Without a branch per letter: every reply goes through here.
+        name.bytes()
+            .fold(false, |any, byte| any | byte.is_ascii_control())
+    } else {
+        name.chars().any(char::is_control)
+    }
+}
+
 fn check(what: &str, name: &str) -> Result<()> {
     check_name(what, name)?;
     if name.starts_with("amq.") {
@@ -112,6 +142,7 @@ fn check(what: &str, name: &str) -> Result<()> {
     }
     // Exchanges are named, topics and servers are words of a binding key, where these two match everything.
     if what != "exchange"
+        && name.bytes().any(|byte| matches!(byte, b'#' | b'*'))
         && let Some(word) = name.split('.').find(|word| matches!(*word, "#" | "*"))
     {
         return Err(invalid(format!(
