@@ -7,6 +7,7 @@ use messaging_core::{Error, Result, TransportUrl};
 use crate::address::{Node, nodes, virtual_host};
 use crate::backoff::Backoff;
 use crate::compression::Packing;
+use crate::hosts::Failover;
 use crate::options::OPTIONS;
 use crate::queue_names::QueueNames;
 use crate::tls::Tls;
@@ -67,6 +68,7 @@ pub(crate) struct Settings {
     /// Seconds; 0: as the broker wishes.
     pub(crate) heartbeat: u16,
     pub(crate) backoff: Backoff,
+    pub(crate) failover: Failover,
     pub(crate) cancel_on_failover: bool,
     /// How what is sent is packed.
     pub(crate) packing: Option<Packing>,
@@ -135,6 +137,7 @@ impl Settings {
             prefetch: u16::try_from(prefetch).ok().filter(|count| *count > 0),
             heartbeat: u16::try_from(number("heartbeat_timeout_threshold", 60)).unwrap_or(60),
             backoff: Backoff::resolve(&options),
+            failover: Failover::resolve(&options),
             cancel_on_failover: options.bool("enable_cancel_on_failover"),
             packing: Packing::asked(options.text("kombu_compression").unwrap_or_default())?,
             max_body,

@@ -8,18 +8,15 @@ use futures_util::StreamExt as _;
 use lapin::Event;
 use messaging_core::driver::Health;
 use messaging_core::{Error, ErrorKind, Result};
-use rand::seq::SliceRandom as _;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::backoff::jittered;
 use crate::config::Settings;
-use crate::error::{Cure, Fault, code, severed};
+use crate::error::{Fault, code, severed};
+use crate::hosts::{Failure, Hosts, Lifetime};
 use crate::link::{Events, Link, Purpose};
 
-/// A link that was up this long was a good one: the next loss starts with the shortest pause again.
-const STEADY: Duration = Duration::from_secs(30);
 /// How long a link takes at most to say good-bye.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -167,15 +164,15 @@ impl Connection {
 
     async fn supervise(self: Arc<Self>) {
         let mut stage = self.stage.clone();
-        let mut nodes = self.settings.nodes.clone();
-        nodes.shuffle(&mut rand::rng());
-        let mut next = 0;
-        let mut failed: u32 = 0;
-        // What is wrong with a host of the current round, where another may do.
-        let mut unfit: Option<Error> = None;
+        let Settings {
+            nodes,
+            failover,
+            backoff,
+            ..
+        } = &*self.settings;
+        let mut hosts = Hosts::new(nodes, *failover, *backoff);
         loop {
-            let node = &nodes[next % nodes.len()];
-            let attempt = Link::open(node, &self.settings, self.purpose);
+            let attempt = Link::open(hosts.current(), &self.settings, self.purpose);
             let opened = tokio::select! {
                 () = stopped(&mut stage) => break,
                 opened = attempt => opened,
@@ -194,37 +191,18 @@ impl Connection {
                         break;
                     };
                     link.sever();
-                    if since.elapsed() >= STEADY {
-                        failed = 0;
-                    }
-                    unfit = None;
                     self.went_down(&session, &reason);
-                    // The broker's shutdown sends every client away at once; they must not come back at once.
-                    if reason.code() == Some(code::CONNECTION_FORCED) {
-                        jittered(Duration::from_millis(500))
-                    } else {
-                        Duration::ZERO
-                    }
+                    hosts.lost(Lifetime {
+                        lasted: since.elapsed(),
+                        worked: link.worked(),
+                        forced: reason.code() == Some(code::CONNECTION_FORCED),
+                    })
                 }
                 Err((error, cure)) => {
-                    failed = failed.saturating_add(1);
-                    next += 1;
-                    let hosts = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
-                    let round = failed.is_multiple_of(hosts).then(|| failed / hosts);
-                    if cure == Cure::AnotherHost {
-                        unfit = Some(error.clone());
-                    }
-                    let (error, permanent) = match round.and_then(|_| unfit.take()) {
-                        // No host was fit, and what is wrong with one says more than that another is down.
-                        Some(unfit) => (unfit, true),
-                        None => (error, cure == Cure::Change),
-                    };
-                    self.attempt_failed(error, permanent, failed);
-                    if permanent {
-                        self.settings.backoff.longest()
-                    } else {
-                        self.settings.backoff.pause(round)
-                    }
+                    let failure = hosts.failed(error, cure);
+                    let pause = failure.pause;
+                    self.attempt_failed(failure);
+                    pause
                 }
             };
             tokio::select! {
@@ -277,12 +255,18 @@ impl Connection {
         self.board.set(self.purpose, Health::Down(text));
     }
 
-    fn attempt_failed(&self, error: Error, permanent: bool, failed: u32) {
+    fn attempt_failed(&self, failure: Failure) {
+        let Failure {
+            error,
+            permanent,
+            attempts,
+            ..
+        } = failure;
         // An outage of hours must not fill the log: the first failures, then one in a while.
-        if failed.is_power_of_two() {
+        if attempts.is_power_of_two() {
             tracing::warn!(
                 connection = self.purpose.as_str(),
-                attempts = failed,
+                attempts,
                 error = error.message(),
                 "cannot connect"
             );

@@ -26,6 +26,7 @@ mod error;
 mod guard;
 #[cfg(feature = "tls")]
 mod handshake;
+mod hosts;
 mod ids;
 mod inbox;
 mod link;

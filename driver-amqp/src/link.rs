@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::net::{Shutdown, TcpStream as StdStream};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -80,6 +81,7 @@ pub(crate) struct Link {
     /// Channels for declaring that nobody uses.
     idle: Mutex<Vec<Channel>>,
     returns: Returns,
+    worked: AtomicBool,
 }
 
 impl std::fmt::Debug for Link {
@@ -170,6 +172,7 @@ impl Link {
                     budget,
                     idle: Mutex::default(),
                     returns,
+                    worked: AtomicBool::new(false),
                 };
                 Ok((link, events))
             }
@@ -204,7 +207,14 @@ impl Link {
 
     /// A new channel.
     pub(crate) async fn channel(&self) -> Result<Channel, Fault> {
-        within(self.connection.create_channel()).await
+        let channel = within(self.connection.create_channel()).await?;
+        self.worked.store(true, Ordering::Relaxed);
+        Ok(channel)
+    }
+
+    /// Whether the broker has ever answered anything after the login.
+    pub(crate) fn worked(&self) -> bool {
+        self.worked.load(Ordering::Relaxed)
     }
 
     pub(crate) fn budget(&self) -> Budget {

@@ -96,7 +96,7 @@ pub static OPTIONS: OptionGroup = OptionGroup {
             "kombu_failover_strategy",
             OptionKind::Choice(&["round-robin", "shuffle"]),
             Some("round-robin"),
-            "how the next host is chosen; the list is shuffled once either way",
+            "how the next host is chosen: in the order of a list that is shuffled once, or shuffled anew in each round",
         ),
         option(
             "rabbit_login_method",

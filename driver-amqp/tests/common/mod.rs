@@ -1,6 +1,9 @@
 //! What the tests against a real broker share.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod path;
+pub mod peer;
+
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
