@@ -8,6 +8,7 @@ mod common;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use common::path::Path;
 use common::*;
 use messaging_core::driver::{
     Address, Event, Health, Incoming, Listener, Message, Receipt, SendId, Verdict,
@@ -254,6 +255,45 @@ async fn transient_topology_is_made_again_and_old_settlements_are_stale() {
     clean_up_server(&exchange, &topic_name, "one").await;
 }
 
+/// A proxy in front of a broker that is away accepts every connection and closes it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stop_app_start_app_behind_an_accept_and_close_proxy_is_over_with_the_broker() {
+    let _alone = ALONE.lock().await;
+    let (exchange, topic_name) = (unique("x"), unique("t"));
+    let path = Path::to(&broker_address()).await;
+    let bench = open(&path.url("amqp", "rabbit_interval_max=1"));
+    let mut listener = bench.server(&exchange, &topic_name, "one").await;
+    let to = server(&exchange, &topic_name, "one");
+    bench.accepted(&to, "before").await.unwrap();
+    receive(&mut listener).await;
+    stop_app().await;
+    let connections = path.connections();
+    let mut patient = options();
+    patient.deadline = deadline(60);
+    let waiting = bench
+        .driver
+        .send(&to, Message::json("waiting"), &patient)
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    start_app().await;
+    let began = Instant::now();
+    settled(waiting).await.unwrap();
+    assert_eq!(&receive(&mut listener).await.message.body[..], b"waiting");
+    println!("resumed {:?} after the broker's return", began.elapsed());
+    // One pause, and one more.
+    assert!(
+        began.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        began.elapsed()
+    );
+    let attempts = path.connections() - connections;
+    assert!(attempts < 60, "{attempts} attempts while it was away");
+    listener.close(deadline(5)).await.unwrap();
+    bench.close().await;
+    clean_up_server(&exchange, &topic_name, "one").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn closing_while_the_broker_is_away_is_bounded() {
     let _alone = ALONE.lock().await;
@@ -295,86 +335,6 @@ async fn closing_while_the_broker_is_away_is_bounded() {
         (ErrorKind::Closed, Outcome::NotSent)
     );
     start_app().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_blocked_connection_holds_messages_back_until_their_deadline() {
-    let _alone = ALONE.lock().await;
-    let (exchange, topic_name) = (unique("x"), unique("t"));
-    let bench = open(&url("rabbit", ""));
-    let mut listener = bench.server(&exchange, &topic_name, "one").await;
-    let to = server(&exchange, &topic_name, "one");
-    bench.accepted(&to, "first").await.unwrap();
-    receive(&mut listener).await;
-    let mark = ctl(&["eval", "vm_memory_monitor:get_vm_memory_high_watermark()."]);
-    tokio::task::spawn_blocking(|| ctl(&["set_vm_memory_high_watermark", "0.0000001"]))
-        .await
-        .unwrap();
-    // The broker blocks a connection when it publishes.
-    let mut patient = options();
-    patient.deadline = deadline(60);
-    let nudge = bench
-        .driver
-        .send(&to, Message::json("nudge"), &patient)
-        .await
-        .unwrap();
-    let mut health = bench.driver.health();
-    within(
-        "blocking",
-        health.wait_for(|health| matches!(health, Health::Blocked(_))),
-    )
-    .await
-    .unwrap();
-    let mut soon = options();
-    soon.deadline = Instant::now() + Duration::from_millis(300);
-    let doomed = bench
-        .driver
-        .send(&to, Message::json("doomed"), &soon)
-        .await
-        .unwrap();
-    let waiting = bench
-        .driver
-        .send(&to, Message::json("waiting"), &patient)
-        .await
-        .unwrap();
-    let error = settled(doomed).await.unwrap_err();
-    assert_eq!(
-        (error.kind(), error.outcome()),
-        (ErrorKind::Refused, Outcome::NotSent)
-    );
-    assert!(error.message().contains("takes no messages"), "{error}");
-
-    let mark = match mark.trim().parse::<f64>() {
-        Ok(fraction) => vec![
-            "set_vm_memory_high_watermark".to_owned(),
-            fraction.to_string(),
-        ],
-        Err(_) => vec![
-            "set_vm_memory_high_watermark".to_owned(),
-            "absolute".to_owned(),
-            "2GB".to_owned(),
-        ],
-    };
-    tokio::task::spawn_blocking(move || ctl(&mark.iter().map(String::as_str).collect::<Vec<_>>()))
-        .await
-        .unwrap();
-    within(
-        "unblocking",
-        health.wait_for(|health| *health == Health::Up),
-    )
-    .await
-    .unwrap();
-    settled(nudge).await.unwrap();
-    settled(waiting).await.unwrap();
-    for expected in ["nudge", "waiting"] {
-        assert_eq!(
-            &receive(&mut listener).await.message.body[..],
-            expected.as_bytes()
-        );
-    }
-    listener.close(deadline(5)).await.unwrap();
-    bench.close().await;
-    clean_up_server(&exchange, &topic_name, "one").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -288,7 +288,7 @@ async fn a_wrong_login_is_a_typed_error_at_once_and_shows_no_secret() {
 }
 
 #[tokio::test]
-async fn the_next_host_is_tried_when_one_refuses_or_is_silent() {
+async fn node_refusing_and_silent_host_hanging_after_accept_the_next_host_is_used() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent_port = silent.local_addr().unwrap().port();
     let refusing = std::net::TcpListener::bind("127.0.0.1:0")

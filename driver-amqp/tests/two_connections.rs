@@ -6,9 +6,32 @@
 mod common;
 
 use common::*;
+use tokio::sync::Mutex;
+
+/// These tests count the threads of the one process there is.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// A host that accepts and stays silent: whoever gives up waiting for it leaves nothing behind.
+#[tokio::test]
+async fn silent_host_twenty_abandoned_connects_leave_no_thread() {
+    let _alone = ALONE.lock().await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let benches: Vec<_> = (0..20)
+        .map(|_| open(&format!("rabbit://guest:guest@127.0.0.1:{port}/")))
+        .collect();
+    for bench in &benches {
+        let error = bench.driver.ready(deadline(0)).await.unwrap_err();
+        assert_eq!(error.kind(), messaging_core::ErrorKind::Connect);
+    }
+    eventually("all wait for the host", async || link_threads() == 20).await;
+    drop(benches);
+    eventually("no thread is left", async || link_threads() == 0).await;
+}
 
 #[tokio::test]
 async fn a_transport_has_two_connections_however_many_servers() {
+    let _alone = ALONE.lock().await;
     let name = unique("two");
     let (exchange, topic_name) = (format!("{name}_x"), format!("{name}_t"));
     let bench = open(&url("rabbit", ""));
@@ -56,14 +79,6 @@ async fn a_transport_has_two_connections_however_many_servers() {
         .unwrap();
     queues.push(format!("{topic_name}.dropped"));
 
-    // So does one that is dropped while a host that says nothing keeps it waiting.
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = silent.local_addr().unwrap().port();
-    let bench = open(&format!("rabbit://guest:guest@127.0.0.1:{port}/"));
-    bench.driver.ready(deadline(1)).await.unwrap_err();
-    assert_eq!(link_threads(), 1);
-    drop(bench);
-    eventually("no thread is left", async || link_threads() == 0).await;
     clean_up(&queues, &[exchange, format!("{topic_name}_fanout")]).await;
 }
 
