@@ -8,7 +8,9 @@
 )]
 
 pub mod executors_cases;
+pub mod load;
 pub mod logs;
+pub mod nodes;
 pub mod raw;
 
 use std::sync::atomic::{AtomicU32, Ordering};
