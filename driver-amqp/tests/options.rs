@@ -1,5 +1,4 @@
-//! What the options change besides names and flags: compression, quorum queues, streams, and what a strict
-//! RabbitMQ 4 refuses.
+//! What the options change besides names and flags: compression, quorum queues, streams.
 
 // Failing is what a test is for.
 #![allow(clippy::unwrap_used)]
@@ -10,14 +9,11 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use futures_util::StreamExt as _;
-use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, ExchangeDeleteOptions,
-    QueueDeleteOptions,
-};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use messaging_core::ErrorKind;
-use messaging_core::driver::{Event, Incoming, Listener, Message, Subscription, Verdict};
+use messaging_core::driver::{Event, Incoming, Listener, Message, Verdict};
 
 const CODECS: [(&str, &str); 4] = [
     ("gzip", "application/x-gzip"),
@@ -356,88 +352,5 @@ fn the_readme_tells_of_every_option() {
                 .any(|word| told.contains(word)),
             "{row}"
         );
-    }
-}
-
-/// The broker that denies deprecated features.
-fn strict(scheme: &str, query: &str) -> String {
-    let url = std::env::var("RABBITMQ4_URL").unwrap_or_else(|_| {
-        panic!("RABBITMQ4_URL is not set: this test needs a RabbitMQ 4 with its deprecated features denied; run `cargo xtask brokers up` and set what it prints")
-    });
-    let rest = url.split_once("://").expect("RABBITMQ4_URL is a URL").1;
-    let rest = rest.split(['?', '/']).next().unwrap_or(rest);
-    format!("{scheme}://{rest}/?{query}")
-}
-
-#[tokio::test]
-async fn a_strict_rabbitmq_4_refuses_transient_queues_in_words_that_help() {
-    let bench = open(&strict("rabbit", ""));
-    let to = |name: &str| Subscription::Server {
-        exchange: unique("x").into(),
-        topic: unique("t").into(),
-        server: name.into(),
-    };
-    let listening = bench.driver.listen(to("one"), listen_options(1));
-    let refused = within("listening", listening).await.err();
-    let refused = refused.expect("transient queues are denied");
-    let asked = within("the inbox", bench.driver.inbox()).await;
-    let unanswered = asked.expect_err("transient queues are denied");
-    for error in [refused, unanswered] {
-        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
-        for words in [
-            "deprecated_features.permit.transient_nonexcl_queues",
-            "amqp://",
-            "profile=durable",
-            "rabbit_quorum_queue",
-        ] {
-            assert!(error.message().contains(words), "{words:?} in {error}");
-        }
-    }
-    bench.close().await;
-}
-
-#[tokio::test]
-async fn a_strict_rabbitmq_4_takes_the_durable_profile_quorum_queues_and_streams() {
-    for (scheme, query) in [
-        ("amqp", ""),
-        ("rabbit", "profile=durable"),
-        (
-            "rabbit",
-            "rabbit_quorum_queue=true&rabbit_transient_quorum_queue=true",
-        ),
-        (
-            "rabbit",
-            "amqp_durable_queues=true&rabbit_stream_fanout=true&rabbit_transient_quorum_queue=true&rabbit_qos_prefetch_count=5",
-        ),
-    ] {
-        let (exchange, topic_name) = (unique("x"), unique("t"));
-        let bench = open(&strict(scheme, query));
-        let mut listener = bench.server(&exchange, &topic_name, "one").await;
-        within("the inbox", bench.driver.inbox()).await.unwrap();
-        for to in [
-            server(&exchange, &topic_name, "one"),
-            fanout(&exchange, &topic_name),
-        ] {
-            bench.accepted(&to, "{}").await.unwrap();
-            receive(&mut listener).await;
-        }
-        listener.close(deadline(5)).await.unwrap();
-        bench.close().await;
-        let plain = strict("amqp", "").replace("/?", "/%2f");
-        let connection = Connection::connect(&plain, ConnectionProperties::default());
-        let connection = within("a plain connection", connection).await.unwrap();
-        let channel = connection.create_channel().await.unwrap();
-        for queue in ["", ".one", "_fanout"] {
-            let name = format!("{topic_name}{queue}");
-            let _ = channel
-                .queue_delete(name.as_str().into(), QueueDeleteOptions::default())
-                .await;
-        }
-        for name in [exchange, format!("{topic_name}_fanout")] {
-            let _ = channel
-                .exchange_delete(name.as_str().into(), ExchangeDeleteOptions::default())
-                .await;
-        }
-        let _ = connection.close(200, "done".into()).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What the broker refuses or takes away while everything runs: 403, 404, 406, 541, cancelled consumers.
+//! What the broker refuses or takes away while everything runs: 403, 404, 406, cancelled consumers.
 
 // Failing is what a test is for.
 #![allow(clippy::unwrap_used)]
@@ -11,7 +11,7 @@ use common::path::Path;
 use common::*;
 use lapin::options::{ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use messaging_core::driver::{Address, Health, Incoming, Message, Subscription, Verdict};
+use messaging_core::driver::{Health, Incoming, Message, Subscription, Verdict};
 use messaging_core::{Error, ErrorKind, Outcome};
 
 /// What is refused is refused at once.
@@ -258,58 +258,4 @@ async fn error_406_after_an_outage_holds_up_its_own_server_alone() {
     connection.close(200, "done".into()).await.unwrap();
     clean_up_server(&exchange, &topic_name, "one").await;
     clean_up_server(&exchange, &other, "one").await;
-}
-
-/// 541 closes the whole connection. On a broker that denies transient queues it is an error for whoever asked for
-/// one, and the others of the transport are back at once.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn error_541_fails_whoever_asked_and_the_others_resume() {
-    let rest = std::env::var("RABBITMQ4_URL").unwrap_or_else(|_| {
-        panic!("RABBITMQ4_URL is not set: this test needs a RabbitMQ 4 with its deprecated features denied; run `cargo xtask brokers up` and set what it prints")
-    });
-    let rest = rest.split_once("://").unwrap().1;
-    // Its fanout and reply queues are transient, its notification queues are not.
-    let bench = open(&format!("rabbit://{rest}?amqp_durable_queues=true"));
-    let (exchange, topic_name) = (unique("x"), unique("t"));
-    let binding = messaging_core::driver::NotificationBinding {
-        exchange: exchange.as_str().into(),
-        topic: topic_name.as_str().into(),
-        priority: "info".into(),
-    };
-    let subscription = Subscription::Notifications {
-        bindings: vec![binding],
-        pool: None,
-    };
-    let listening = bench.driver.listen(subscription, listen_options(1));
-    let mut listener = within("listening", listening).await.unwrap();
-    let to = Address::Notification {
-        exchange: exchange.as_str().into(),
-        topic: topic_name.as_str().into(),
-        priority: "info".into(),
-    };
-    for _ in 0..3 {
-        let began = Instant::now();
-        let error = within("the inbox", bench.driver.inbox()).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
-        assert!(error.message().contains("541"), "{error}");
-        assert!(error.message().contains("transient"), "{error}");
-        assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
-        bench.accepted(&to, "{}").await.unwrap();
-        receive(&mut listener).await;
-    }
-    listener.close(deadline(5)).await.unwrap();
-    bench.close().await;
-    let plain = format!("amqp://{}/%2f", rest.trim_end_matches('/'));
-    let connection = lapin::Connection::connect(&plain, lapin::ConnectionProperties::default());
-    let connection = within("a plain connection", connection).await.unwrap();
-    let channel = connection.create_channel().await.unwrap();
-    let queue = format!("{topic_name}.info");
-    channel
-        .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
-        .await
-        .unwrap();
-    let _ = channel
-        .exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default())
-        .await;
-    connection.close(200, "done".into()).await.unwrap();
 }

@@ -33,8 +33,8 @@ pub(crate) enum Stage {
     Brokers,
     /// Drivers against the broker: conformance, faults
     Integration,
-    /// The conformance suite on RabbitMQ 4 with its deprecated features denied; without this
-    /// stage RabbitMQ 4 is not brought up
+    /// The conformance suite on RabbitMQ 4 with its deprecated features denied, and what it and
+    /// the other broker do together; without this stage RabbitMQ 4 is not brought up
     #[value(name = "rabbitmq-4")]
     RabbitMq4,
     /// Real oslo.messaging on the other side
@@ -103,7 +103,7 @@ impl Stage {
             }
             Self::Brokers => run.bring_up()?,
             Self::Integration => run.suite(Suite::Integration)?,
-            Self::RabbitMq4 => run.conformance_on_rabbitmq_4()?,
+            Self::RabbitMq4 => run.rabbitmq_4()?,
             Self::Interop => run.suite(Suite::Interop)?,
             Self::Linkage => run.suite(Suite::Linkage)?,
             Self::Heat => run.suite(Suite::EndToEnd)?,
@@ -142,15 +142,17 @@ impl Run {
 
     /// Runs the driver tests against the broker, and every run of the conformance suite.
     pub(crate) fn driver_tests(&self) -> Result<()> {
-        let chosen = self
-            .programs
-            .iter()
-            .filter(|program| program.suite() == Suite::Integration || program.is_conformance());
+        let chosen = self.programs.iter().filter(|program| {
+            matches!(program.suite(), Suite::Integration | Suite::RabbitMq4)
+                || program.is_conformance()
+        });
         suites::run(chosen, &self.environment)
     }
 
-    /// Runs the RabbitMQ driver's conformance suite with RabbitMQ 4 in the place of the system's.
-    fn conformance_on_rabbitmq_4(&self) -> Result<()> {
+    /// Runs what needs RabbitMQ 4, and then the RabbitMQ driver's conformance suite with it in the place of the
+    /// system's.
+    fn rabbitmq_4(&self) -> Result<()> {
+        self.suite(Suite::RabbitMq4)?;
         let [ordinary, four] = &ROLES;
         let mut environment = self.environment.clone();
         for (name, value) in &self.environment {

@@ -30,6 +30,8 @@ pub(crate) enum Suite {
     Unit,
     /// Needs the broker.
     Integration,
+    /// Needs RabbitMQ 4 beside it.
+    RabbitMq4,
     /// Needs the broker and real oslo.messaging.
     Interop,
     /// Builds projects of its own against the workspace.
@@ -70,6 +72,8 @@ impl TestProgram {
             Suite::Linkage
         } else if self.target.starts_with("interop") {
             Suite::Interop
+        } else if self.target.starts_with("rabbitmq4") {
+            Suite::RabbitMq4
         } else if WITHOUT_BROKER.contains(&self.package.as_str()) {
             Suite::Unit
         } else if ["cli", "examples"].contains(&self.package.as_str()) {
@@ -203,6 +207,7 @@ mod tests {
             ("driver-memory", "conformance", false, Suite::Unit),
             ("longshore", "interop_python_client", false, Suite::Interop),
             ("longshore", "linkage", false, Suite::Linkage),
+            ("longshore", "rabbitmq4_failover", false, Suite::RabbitMq4),
             ("cli", "commands", false, Suite::EndToEnd),
             ("examples", "heat", false, Suite::EndToEnd),
             ("driver-new", "anything", false, Suite::Integration),

@@ -1,5 +1,10 @@
 //! Calls and casts that go on whatever happens to the link, and the account of them.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "the account is for whoever reads what the tests print"
+)]
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -94,19 +99,18 @@ impl Load {
     pub async fn finish(self) -> Summary {
         self.account.stop.store(true, Ordering::Relaxed);
         self.task.await.unwrap();
-        let ends = self.account.ends.lock().unwrap();
+        let ends = std::mem::take(&mut *self.account.ends.lock().unwrap());
         let mut longest = Duration::ZERO;
-        for (end, (count, most)) in ends.iter() {
+        for (end, (count, most)) in ends {
             println!("{count:>7} {end}, longest {most:.2?}");
-            longest = longest.max(*most);
+            longest = longest.max(most);
         }
         assert!(
             longest < TIMEOUT + GRACE,
             "a request outlived its deadline: {longest:?}"
         );
-        let odd = self.account.odd.lock().unwrap();
+        let odd = std::mem::take(&mut *self.account.odd.lock().unwrap());
         assert!(odd.is_empty(), "{:?}", &odd[..odd.len().min(5)]);
-        drop((ends, odd));
         // What was accepted late is handled a moment after the last call.
         let until = Instant::now() + RESUME;
         loop {
