@@ -89,6 +89,16 @@ async fn connections(node: &Node) -> usize {
     list.lines().filter(|line| line.contains(&own)).count()
 }
 
+/// How many messages wait in the queue of a topic.
+async fn waiting(node: &Node, topic: &str) -> usize {
+    let list = node
+        .control(&["--quiet", "list_queues", "name", "messages"])
+        .await;
+    let mut rows = list.lines().filter_map(|line| line.split_once('\t'));
+    let row = rows.find(|(name, _)| *name == topic);
+    row.map_or(0, |(_, count)| count.trim().parse().unwrap())
+}
+
 /// Deletes what was made for these topics, wherever it was made.
 async fn delete(nodes: [&Node; 2], topics: &[&str]) {
     let list = |suffixes: [&str; 2]| {
@@ -142,11 +152,11 @@ async fn two_hosts_the_second_takes_over_when_the_first_is_killed() {
     first.start().await;
     second.control(&["stop_app"]).await;
     load.answering("back on the first").await;
-    load.finish().await;
+    second.control(&["start_app"]).await;
+    load.finish(async || waiting(&second, &topic).await).await;
     assert_eq!(server.stop(PATIENCE).await.unwrap().still_running, 0);
     callers.close(PATIENCE).await.unwrap();
     ours.close(PATIENCE).await.unwrap();
-    second.control(&["start_app"]).await;
     delete([&first, &second], &[&topic]).await;
 }
 
@@ -175,7 +185,7 @@ async fn haproxy_switches_the_backend_and_everybody_follows() {
     first.control(&["start_app"]).await;
     load.answering("back on the first").await;
     assert_eq!(connections(&first).await, 4);
-    load.finish().await;
+    load.finish(async || waiting(&second, &topic).await).await;
     assert_eq!(server.stop(PATIENCE).await.unwrap().still_running, 0);
     callers.close(PATIENCE).await.unwrap();
     ours.close(PATIENCE).await.unwrap();
@@ -211,7 +221,7 @@ async fn haproxy_cuts_what_is_idle_and_servers_and_clients_resume() {
         let server = serve(&ours, &topic, &ledger).await;
         let load = Load::start(&callers, &topic, &ledger);
         load.answering("before").await;
-        let summary = load.finish().await;
+        let summary = load.finish(async || 0).await;
         assert_eq!(summary.failed, 0, "{summary:?}");
         let (at_server, at_client) = tokio::join!(
             losses(&ours, Duration::from_secs(4)),
@@ -228,7 +238,7 @@ async fn haproxy_cuts_what_is_idle_and_servers_and_clients_resume() {
         let load = Load::start(&callers, &format!("{topic}-again"), &again);
         let took = load.answering("after").await;
         assert!(took < Duration::from_secs(5), "{took:?}");
-        load.finish().await;
+        load.finish(async || 0).await;
         for server in [server, server_again] {
             assert_eq!(server.stop(PATIENCE).await.unwrap().still_running, 0);
         }
