@@ -66,7 +66,7 @@ impl Future for Running {
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<()> {
         if matches!(self.0, State::Handed(..))
             && let State::Handed(delivery, permit) = self.take()
-            && let Some(in_flight) = admit(*delivery, permit)
+            && let Some(in_flight) = admit(delivery, permit)
         {
             self.0 = begin(in_flight, cx);
             if matches!(self.0, State::Async(_)) {
@@ -136,7 +136,7 @@ fn begin(mut in_flight: InFlight, cx: &mut task::Context<'_>) -> State {
 }
 
 /// Reads and checks a delivery; `None`: it is settled already.
-fn admit(delivery: Delivery, permit: Permit) -> Option<InFlight> {
+fn admit(delivery: Box<Delivery>, permit: Permit) -> Option<InFlight> {
     let shared = permit.shared();
     let Delivery {
         message,
@@ -146,7 +146,7 @@ fn admit(delivery: Delivery, permit: Permit) -> Option<InFlight> {
         attempt,
         mut settlement,
         ..
-    } = delivery;
+    } = *delivery;
     let request = match read(&message) {
         Ok(request) => request,
         Err(reason) => {
