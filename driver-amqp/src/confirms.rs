@@ -23,7 +23,7 @@ use std::task::{Context, Poll, Waker};
 
 use lapin::message::BasicReturnMessage;
 use lapin::{Channel, Confirmation};
-use messaging_core::driver::SendId;
+use messaging_core::driver::{EventSink, SendId};
 use messaging_core::{ErrorKind, Outcome};
 
 use crate::ids::send_id;
@@ -228,15 +228,14 @@ impl Collector {
         }
     }
 
-    /// Reports everything that is left as unknown.
+    /// Reports everything that is left: what came back as that, and the rest as unknown.
     pub(crate) fn abandon(&mut self, kind: ErrorKind, reason: &str) {
         let pending = self.pending.drain(..).map(|pending| pending.item);
         let held = self.held.drain(..).map(|completed| completed.item);
         for item in pending.chain(held) {
-            if let Some(why) = self.returned.remove(&item.message.send) {
-                item.returned(&*self.events, &why);
-            } else {
-                item.failed(&*self.events, kind, Outcome::Unknown, reason.to_owned());
+            match self.returned.remove(&item.message.send) {
+                Some(why) => item.returned(&*self.events, &why),
+                None => unconfirmed(item, &self.seen, &*self.events, kind, reason.to_owned()),
             }
         }
     }
@@ -360,14 +359,25 @@ impl Collector {
                     crate::error::Fault::from(error.clone())
                 );
                 self.fault.get_or_insert(error);
-                item.failed(
-                    &*self.events,
-                    ErrorKind::Disconnected,
-                    Outcome::Unknown,
-                    reason,
-                );
+                let kind = ErrorKind::Disconnected;
+                unconfirmed(item, &self.seen, &*self.events, kind, reason);
             }
         }
+    }
+}
+
+/// Reports a message whose confirm never comes: its return may have come before.
+fn unconfirmed(
+    item: Outgoing,
+    seen: &Returned,
+    events: &dyn EventSink,
+    kind: ErrorKind,
+    reason: String,
+) {
+    if seen.includes(item.message.send) {
+        item.returned(events, "the broker gave it back");
+    } else {
+        item.failed(events, kind, Outcome::Unknown, reason);
     }
 }
 

@@ -13,6 +13,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::ids;
 use crate::returns::Returns;
 
 /// The name of the header that stands for headers that cannot be read. AMQP allows no such name.
@@ -55,6 +56,8 @@ struct Checker {
     /// Bytes of the current frame that need no check and have not come yet.
     passing: usize,
     returns: Returns,
+    /// Channels on which a message comes back whose properties have not come yet.
+    returning: Vec<u16>,
 }
 
 impl<S> Guarded<S> {
@@ -69,6 +72,7 @@ impl<S> Guarded<S> {
             checker: Checker {
                 passing: 0,
                 returns,
+                returning: Vec::new(),
             },
         }
     }
@@ -172,11 +176,25 @@ impl Checker {
             let channel = u16::from_be_bytes([head[1], head[2]]);
             let from = checked + FRAME_HEAD;
             let payload = &mut bytes[from..from + size];
+            clean(kind, payload);
             if kind == METHOD && payload.starts_with(&RETURN) {
                 self.returns.count(channel);
+                self.returning.push(channel);
+            } else if !self.returning.is_empty() && kind == HEADER {
+                self.identify(channel, payload);
             }
-            clean(kind, payload);
             checked += whole;
+        }
+    }
+
+    /// The properties of a message that comes back say which it is.
+    fn identify(&mut self, channel: u16, payload: &mut [u8]) {
+        if !self.returning.contains(&channel) {
+            return;
+        }
+        self.returning.retain(|returning| *returning != channel);
+        if let Some(id) = message_id(payload).and_then(ids::send_named) {
+            self.returns.identify(channel, id);
         }
     }
 }
@@ -266,7 +284,7 @@ fn clean(kind: u8, payload: &mut [u8]) {
     let _ = if kind == METHOD {
         clean_method(&mut cursor)
     } else {
-        clean_header(&mut cursor)
+        clean_header(&mut cursor).map(drop)
     };
 }
 
@@ -432,12 +450,24 @@ fn clean_method(cursor: &mut Cursor<'_>) -> Option<()> {
     }
 }
 
-/// The properties of a message, in the order of their flags.
-fn clean_header(cursor: &mut Cursor<'_>) -> Option<()> {
+/// The message id among properties that are clean.
+fn message_id(payload: &mut [u8]) -> Option<&str> {
+    let mut cursor = Cursor {
+        bytes: payload,
+        at: 0,
+    };
+    let at = clean_header(&mut cursor)??;
+    let (size, text) = payload.get(at..)?.split_first()?;
+    std::str::from_utf8(text.get(..usize::from(*size))?).ok()
+}
+
+/// The properties of a message, in the order of their flags; where the message id stands, if there is one.
+fn clean_header(cursor: &mut Cursor<'_>) -> Option<Option<usize>> {
     const DELIVERY_MODE: u16 = 1 << 12;
     const PRIORITY: u16 = 1 << 11;
+    const MESSAGE_ID: u16 = 1 << 7;
     /// correlation id, reply-to, expiration, message id
-    const TEXTS: [u16; 4] = [1 << 10, 1 << 9, 1 << 8, 1 << 7];
+    const TEXTS: [u16; 4] = [1 << 10, 1 << 9, 1 << 8, MESSAGE_ID];
     const TIMESTAMP: u16 = 1 << 6;
     /// type, user id, app id, cluster id
     const MORE_TEXTS: [u16; 4] = [1 << 5, 1 << 4, 1 << 3, 1 << 2];
@@ -458,8 +488,10 @@ fn clean_header(cursor: &mut Cursor<'_>) -> Option<()> {
             cursor.skip(1)?;
         }
     }
+    let mut message_id = None;
     for text in TEXTS {
         if flags & text != 0 {
+            message_id = (text == MESSAGE_ID).then_some(cursor.at);
             cursor.short_text()?;
         }
     }
@@ -471,7 +503,7 @@ fn clean_header(cursor: &mut Cursor<'_>) -> Option<()> {
             cursor.short_text()?;
         }
     }
-    Some(())
+    Some(message_id)
 }
 
 #[cfg(test)]

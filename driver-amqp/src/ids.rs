@@ -33,7 +33,11 @@ pub(crate) fn message_id(message: &Message) -> ShortString {
 
 /// The send a returned message belongs to; it was ours, and still may be damaged.
 pub(crate) fn send_id(properties: &BasicProperties) -> Option<SendId> {
-    let id = properties.message_id().as_ref()?.as_str();
+    send_named(properties.message_id().as_ref()?.as_str())
+}
+
+/// The send a message id names.
+pub(crate) fn send_named(id: &str) -> Option<SendId> {
     let digits = id.get(..SEND_DIGITS)?;
     if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;

@@ -15,7 +15,7 @@ use crate::publisher::Lane;
 use crate::topology::{Needs, Route};
 
 /// Messages handed over and not confirmed.
-const WINDOW: usize = 1_000;
+pub(crate) const WINDOW: usize = 1_000;
 const WINDOW_BYTES: usize = 64 << 20;
 /// How many confirms that nobody waits for may come before they are read.
 const UNREAD: usize = 128;

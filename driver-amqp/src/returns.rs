@@ -3,9 +3,11 @@
 //! A return passes here before lapin reads it, and the confirm of the same message after it. So whoever has read a
 //! confirm and then finds that every return counted here is accounted for knows that the message was not returned.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use messaging_core::driver::SendId;
 use tokio::sync::Notify;
 
 /// The channels of a link that want to know of their returns.
@@ -19,7 +21,11 @@ type Channels = Vec<(u16, Arc<Returned>)>;
 pub(crate) struct Returned {
     seen: AtomicU64,
     arrived: Notify,
+    latest: Mutex<VecDeque<SendId>>,
 }
+
+/// How many of the latest returns are known by id: as many as may be unanswered on a channel.
+const LATEST: usize = crate::outlet::WINDOW;
 
 impl Returns {
     /// The returns on a channel that was just opened.
@@ -40,9 +46,31 @@ impl Returns {
             returned.arrived.notify_one();
         }
     }
+
+    /// A message that comes back is this one.
+    pub(crate) fn identify(&self, channel: u16, id: SendId) {
+        let channels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, returned)) = channels.iter().find(|(known, _)| *known == channel) {
+            let mut latest = returned.latest();
+            if latest.len() >= LATEST {
+                latest.pop_front();
+            }
+            latest.push_back(id);
+        }
+    }
 }
 
 impl Returned {
+    fn latest(&self) -> MutexGuard<'_, VecDeque<SendId>> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this message, which is not answered yet, came back: where the link broke before its confirm, lapin
+    /// keeps the return to itself.
+    pub(crate) fn includes(&self, id: SendId) -> bool {
+        self.latest().contains(&id)
+    }
+
     /// How many came so far.
     pub(crate) fn seen(&self) -> u64 {
         self.seen.load(Ordering::Acquire)

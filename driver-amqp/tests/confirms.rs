@@ -162,18 +162,19 @@ async fn publishes(talk: &mut Conversation, count: usize) -> Option<Vec<peer::As
 async fn what_was_answered_before_the_link_broke_counts() {
     let peer = Peer::following(async |mut talk: Conversation| {
         talk.log_in(0).await?;
-        let sent = publishes(&mut talk, 4).await?;
+        let sent = publishes(&mut talk, 5).await?;
         let channel = sent[0].channel;
         talk.confirm(channel, ACK, 3).await?;
         talk.give_back(&sent[0]).await?;
         talk.confirm(channel, NACK, 2).await?;
-        talk.confirm(channel, ACK, 1).await
+        talk.confirm(channel, ACK, 1).await?;
+        talk.give_back(&sent[4]).await
     })
     .await;
     let bench = open(&peer.url("rabbit", ""));
     let to = topic("x", "t");
     let mut receipts = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..5 {
         let receipt = bench
             .driver
             .send(&to, Message::json("{}"), &options())
@@ -194,6 +195,8 @@ async fn what_was_answered_before_the_link_broke_counts() {
             Some((ErrorKind::Refused, Outcome::Unknown)),
             None,
             Some((ErrorKind::Disconnected, Outcome::Unknown)),
+            // Given back, and never confirmed.
+            Some((ErrorKind::NoServer, Outcome::NotSent)),
         ]
     );
     bench.driver.close(deadline(2)).await.ok();
