@@ -136,6 +136,10 @@ fn begin(mut in_flight: InFlight, cx: &mut task::Context<'_>) -> State {
 }
 
 /// Reads and checks a delivery; `None`: it is settled already.
+#[allow(
+    clippy::boxed_local,
+    reason = "it is taken apart where it is, without a copy"
+)]
 fn admit(delivery: Box<Delivery>, permit: Permit) -> Option<InFlight> {
     let shared = permit.shared();
     let Delivery {
