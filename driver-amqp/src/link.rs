@@ -20,7 +20,7 @@ use lapin::{Channel, Connection, ConnectionProperties, Event};
 use messaging_core::{Error, ErrorKind};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, lookup_host};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::timeout;
 use tracing::dispatcher::{DefaultGuard, Dispatch};
 
@@ -82,6 +82,7 @@ pub(crate) struct Link {
     idle: Mutex<Vec<Channel>>,
     returns: Returns,
     worked: AtomicBool,
+    cut: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for Link {
@@ -173,6 +174,7 @@ impl Link {
                     idle: Mutex::default(),
                     returns,
                     worked: AtomicBool::new(false),
+                    cut: watch::Sender::new(false),
                 };
                 Ok((link, events))
             }
@@ -207,7 +209,11 @@ impl Link {
 
     /// A new channel.
     pub(crate) async fn channel(&self) -> Result<Channel, Fault> {
-        let channel = within(self.connection.create_channel()).await?;
+        // lapin leaves a channel that is opened while it takes leave of a lost connection without an answer.
+        let channel = tokio::select! {
+            channel = within(self.connection.create_channel()) => channel?,
+            () = self.cut() => return Err(severed().into()),
+        };
         self.worked.store(true, Ordering::Relaxed);
         Ok(channel)
     }
@@ -245,7 +251,14 @@ impl Link {
     /// Cuts the socket, so that everything that waits on this link fails at once.
     pub(crate) fn sever(&self) {
         self.turns.close();
+        self.cut.send_replace(true);
         self.socket.sever();
+    }
+
+    /// Waits until the socket is cut.
+    async fn cut(&self) {
+        // The sender is this link's own, so that this ends with the value alone.
+        let _ = self.cut.subscribe().wait_for(|cut| *cut).await;
     }
 
     /// Says good-bye, then cuts the socket at the latest after `limit`.
