@@ -92,8 +92,7 @@ impl Gauge {
         &self.server
     }
 
-    /// Counts jobs out.
-    pub(crate) fn leave(&self, count: usize) {
+    fn leave(&self, count: usize) {
         let before = self.state.fetch_sub(ONE * count, Ordering::AcqRel);
         if before == ONE * count + CLOSED {
             self.none_left.notify_waiters();
@@ -228,16 +227,34 @@ impl Future for Tracked {
 }
 
 impl Gauge {
+    /// Polls a job that is counted in for the first time, and makes a task of it if it has to wait.
+    ///
+    /// A wake-up that this poll asks for goes to the task that polls here, which may have ended by then. None is lost by
+    /// it: the job's own task polls it again right away, and with that asks anew.
+    pub(crate) fn begin(self: &Arc<Self>, mut job: Job, cx: &mut Context<'_>) {
+        if self.poll(&mut job, cx).is_pending() {
+            tokio::spawn(Tracked::counted(job, self));
+        } else {
+            self.end(job);
+        }
+    }
+
+    /// Drops a job that is counted in, and counts it out.
+    pub(crate) fn end(&self, job: Job) {
+        self.dismiss(job);
+        self.leave(1);
+    }
+
     /// Polls a job, which has ended where it panics.
-    pub(crate) fn poll(&self, job: &mut Job, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(&self, job: &mut Job, cx: &mut Context<'_>) -> Poll<()> {
         catch_unwind(AssertUnwindSafe(|| Pin::new(job).poll(cx))).unwrap_or_else(|_| {
             report_panic(self, "job");
             Poll::Ready(())
         })
     }
 
-    /// Drops a job that has ended.
-    pub(crate) fn dismiss(&self, job: Job) {
+    /// Drops a job, whose drop is its own code.
+    fn dismiss(&self, job: Job) {
         if catch_unwind(AssertUnwindSafe(|| drop(job))).is_err() {
             report_panic(self, "drop of a job");
         }

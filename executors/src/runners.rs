@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use messaging_core::executor::Job;
 use tokio::runtime::Handle;
 
-use crate::gauge::{Gauge, Tracked};
+use crate::gauge::Gauge;
 
 /// How many jobs a runner polls before it lets other tasks of its thread run.
 const TURN: usize = 32;
@@ -80,11 +80,6 @@ impl Runners {
         drop(state);
         idle.into_iter().for_each(|(_, runner)| runner.wake());
     }
-
-    fn end(&self, job: Job) {
-        self.gauge.dismiss(job);
-        self.gauge.leave(1);
-    }
 }
 
 impl fmt::Debug for Runners {
@@ -112,7 +107,7 @@ impl Future for Runner {
             let mut state = runners.state();
             // It may have been woken by what a job left behind: nobody is to count on one that is at work.
             state.idle.retain(|(idle, _)| idle != id);
-            let Some(mut job) = state.jobs.pop_front() else {
+            let Some(job) = state.jobs.pop_front() else {
                 if state.closed {
                     return Poll::Ready(());
                 }
@@ -120,13 +115,7 @@ impl Future for Runner {
                 return Poll::Pending;
             };
             drop(state);
-            // A wake-up that this poll asks for comes here. None is lost by it: the job's own task polls it again
-            // right away, and with that asks anew.
-            if runners.gauge.poll(&mut job, cx).is_pending() {
-                tokio::spawn(Tracked::counted(job, &runners.gauge));
-            } else {
-                runners.end(job);
-            }
+            runners.gauge.begin(job, cx);
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -144,6 +133,6 @@ impl Drop for Runner {
             _ => VecDeque::new(),
         };
         drop(state);
-        jobs.into_iter().for_each(|job| self.runners.end(job));
+        jobs.into_iter().for_each(|job| self.runners.gauge.end(job));
     }
 }

@@ -10,7 +10,7 @@ use messaging_core::executor::{BoxFuture, Executor, ExecutorConfig, Job, Refused
 use messaging_core::{Error, Result};
 use tokio::runtime::Handle;
 
-use crate::gauge::{Gauge, Tracked};
+use crate::gauge::Gauge;
 use crate::pool::{ThreadPool, ThreadPoolOptions};
 use crate::runners::Runners;
 use crate::work::Work;
@@ -21,9 +21,9 @@ const MAX_BATCH: usize = 32;
 /// Runs jobs as tasks of the application's tokio runtime, and plain handlers on its transport's [`ThreadPool`]: the
 /// default, for handlers that await.
 ///
-/// A batch of jobs is one task that polls each of them once, single jobs are polled by tasks that stay; only those that
-/// have to wait become tasks of their own. When the runtime is shut down it drops the jobs, and what was not begun is requeued or answered as not
-/// executed.
+/// A batch of jobs is one task that polls each of them once, single jobs are polled by tasks that stay; only those
+/// that have to wait become tasks of their own. When the runtime is shut down it drops the jobs, and what was not begun
+/// is requeued or answered as not executed.
 #[derive(Debug)]
 pub struct AsyncExecutor {
     gauge: Arc<Gauge>,
@@ -114,9 +114,6 @@ impl AsyncExecutor {
 }
 
 /// Polls each job once and makes tasks of those that have to wait.
-///
-/// A wake-up that a job's first poll asked for goes to this task, which may have ended by then. None is lost by
-/// it: the job's own task polls it again right away, and with that asks anew.
 struct Batch {
     gauge: Arc<Gauge>,
     jobs: std::vec::IntoIter<Job>,
@@ -130,24 +127,14 @@ impl Batch {
             jobs: jobs.into_iter(),
         }
     }
-
-    fn next(&mut self) -> Option<Tracked> {
-        let job = self.jobs.next()?;
-        Some(Tracked::counted(job, &self.gauge))
-    }
 }
 
 impl Future for Batch {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        while let Some(mut job) = self.jobs.next() {
-            if self.gauge.poll(&mut job, cx).is_pending() {
-                tokio::spawn(Tracked::counted(job, &self.gauge));
-            } else {
-                self.gauge.dismiss(job);
-                self.gauge.leave(1);
-            }
+        while let Some(job) = self.jobs.next() {
+            self.gauge.begin(job, cx);
         }
         Poll::Ready(())
     }
@@ -155,7 +142,8 @@ impl Future for Batch {
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        // Each is counted out as it is dropped.
-        while self.next().is_some() {}
+        for job in self.jobs.by_ref() {
+            self.gauge.end(job);
+        }
     }
 }
