@@ -8,8 +8,6 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::*;
-use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
-use lapin::{Connection, ConnectionProperties};
 use messaging_core::ErrorKind;
 use messaging_core::driver::{Address, NotificationBinding, Subscription};
 
@@ -26,23 +24,8 @@ fn strict(scheme: &str, query: &str) -> String {
     format!("{scheme}://{rest}/?{query}")
 }
 
-/// Deletes what a test has made and a driver leaves behind.
 async fn delete(queues: &[String], exchanges: &[String]) {
-    let plain = strict("amqp", "").replace("/?", "/%2f");
-    let connection = Connection::connect(&plain, ConnectionProperties::default());
-    let connection = within("a plain connection", connection).await.unwrap();
-    let channel = connection.create_channel().await.unwrap();
-    for queue in queues {
-        let _ = channel
-            .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
-            .await;
-    }
-    for exchange in exchanges {
-        let _ = channel
-            .exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default())
-            .await;
-    }
-    let _ = connection.close(200, "done".into()).await;
+    clean_up_at(&strict("amqp", ""), queues, exchanges).await;
 }
 
 #[tokio::test]

@@ -288,8 +288,12 @@ pub async fn receive(listener: &mut Box<dyn Listener>) -> Delivery {
 
 /// A plain AMQP client.
 pub async fn raw() -> (Connection, Channel) {
+    raw_at(&url("amqp", "")).await
+}
+
+async fn raw_at(url: &str) -> (Connection, Channel) {
     // An empty path means another virtual host to this client.
-    let url = url("amqp", "").replace("/?", "/%2f");
+    let url = url.replace("/?", "/%2f");
     let connection = Connection::connect(&url, ConnectionProperties::default());
     let connection = within("a plain connection", connection).await.unwrap();
     let channel = within("a plain channel", connection.create_channel())
@@ -300,7 +304,12 @@ pub async fn raw() -> (Connection, Channel) {
 
 /// Deletes what a test has made and a driver leaves behind.
 pub async fn clean_up(queues: &[String], exchanges: &[String]) {
-    let (connection, channel) = raw().await;
+    clean_up_at(&url("amqp", ""), queues, exchanges).await;
+}
+
+/// As [`clean_up`], on another broker.
+pub async fn clean_up_at(url: &str, queues: &[String], exchanges: &[String]) {
+    let (connection, channel) = raw_at(url).await;
     for queue in queues {
         let _ = channel
             .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
